@@ -1,0 +1,97 @@
+"""The regularizers against closed forms, numerical integration and torch.distributions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from models.regularizers import gaussian_kl, gaussian_kl_null, random_directions, sigreg, sigreg_null
+
+
+def _directions(dim: int, count: int = 32, seed: int = 0, step: int = 0) -> torch.Tensor:
+    return random_directions(dim, count, seed=seed, step=step, device=torch.device("cpu"), dtype=torch.float64)
+
+
+def test_gaussian_kl_equals_torch_distributions():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    z = torch.randn(500, 2, 6, generator=generator, dtype=torch.float64) @ mixing + 0.3
+    flat = z.flatten(0, 1)
+    centred = flat - flat.mean(0)
+    moments = MultivariateNormal(flat.mean(0), centred.T @ centred / len(flat))
+    standard = MultivariateNormal(torch.zeros(6, dtype=torch.float64), torch.eye(6, dtype=torch.float64))
+    expected = kl_divergence(moments, standard) / 6
+    torch.testing.assert_close(gaussian_kl(z, ridge=0.0), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_sigreg_equals_numerical_integration_of_epps_pulley():
+    z = torch.randn(40, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.7 + 0.4
+    values = z.flatten().numpy()
+
+    def integrand(t: float) -> float:
+        empirical = np.exp(1j * t * values).mean()
+        return float(abs(empirical - np.exp(-(t**2) / 2)) ** 2 * np.exp(-(t**2) / 2))
+
+    expected = len(values) * 2 * quad(integrand, 0, 3)[0]
+    one = torch.ones(1, 1, dtype=torch.float64)
+    assert float(sigreg(z, one, knots=2001)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("count", "dim"), [(64, 8), (200, 32)])
+def test_null_values_are_what_standard_normal_samples_give(count, dim):
+    generator = torch.Generator().manual_seed(0)
+    samples = [torch.randn(count, 1, dim, generator=generator, dtype=torch.float64) for _ in range(300)]
+    kl = np.array([float(gaussian_kl(z, ridge=0.0)) for z in samples])
+    assert kl.mean() == pytest.approx(gaussian_kl_null(count, dim), abs=5 * kl.std() / math.sqrt(len(kl)))
+    directions = _directions(dim)
+    statistic = np.array([float(sigreg(z, directions)) for z in samples])
+    assert statistic.mean() == pytest.approx(sigreg_null(), abs=5 * statistic.std() / math.sqrt(len(statistic)))
+
+
+def test_null_is_infinite_when_there_are_fewer_samples_than_dimensions():
+    assert gaussian_kl_null(8, 8) == math.inf
+
+
+@pytest.mark.parametrize("statistic", ["kl", "sigreg"])
+def test_collapse_costs_more_than_a_gaussian_and_has_a_gradient(statistic):
+    def value(z: torch.Tensor) -> torch.Tensor:
+        return gaussian_kl(z) if statistic == "kl" else sigreg(z, _directions(8))
+
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(128, 2, 8, generator=generator)
+    collapsed = (1e-3 * normal).requires_grad_()
+    cost = value(collapsed)
+    assert float(cost.detach()) > 10 * float(value(normal))
+    (gradient,) = torch.autograd.grad(cost, collapsed)
+    assert torch.isfinite(gradient).all()
+    # A step against the gradient spreads the latents.
+    assert (collapsed - 1e-6 * gradient).std() > collapsed.std()
+
+
+def test_fewer_samples_than_dimensions_stay_finite():
+    z = torch.randn(4, 2, 32, requires_grad=True)
+    cost = gaussian_kl(z)
+    cost.backward()
+    assert z.grad is not None
+    assert torch.isfinite(cost)
+    assert torch.isfinite(z.grad).all()
+
+
+def test_statistics_are_float32_under_bfloat16_autocast():
+    z = torch.randn(64, 1, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = gaussian_kl(z), sigreg(z, _directions(8).float())
+    assert all(value.dtype == torch.float32 for value in inside)
+    torch.testing.assert_close(inside[0], gaussian_kl(z))
+    torch.testing.assert_close(inside[1], sigreg(z, _directions(8).float()))
+
+
+def test_directions_are_unit_vectors_that_depend_on_seed_and_step_alone():
+    first = _directions(16, seed=3)
+    torch.manual_seed(99)
+    torch.testing.assert_close(first, _directions(16, seed=3), rtol=0, atol=0)
+    torch.testing.assert_close(first.norm(dim=0), torch.ones(32, dtype=torch.float64))
+    assert not torch.equal(first, _directions(16, seed=3, step=1))
