@@ -1,0 +1,233 @@
+"""A shard's index: an Arrow IPC file beside the tar, memory-mapped, one row an episode in tar order.
+
+It says where every member is, so that any frame is one `pread`, and holds the low-dimensional arrays, so that probes
+and statistics need no tar. Opening maps the file and checks that nothing it says reaches outside the tar; it reads the
+offsets but not the arrays. The file descriptor is closed at once: processes share the pages, not handles.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from shards.codec import frame_suffix
+from shards.members import BLOCK
+
+FORMAT_VERSION = 1
+
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.utf8()),
+        ("length", pa.uint32()),
+        ("sha256", pa.binary(32)),
+        ("info", pa.utf8()),
+        ("frame_offset", pa.list_(pa.uint64())),
+        ("frame_size", pa.list_(pa.uint32())),
+        ("member_suffix", pa.list_(pa.utf8())),
+        ("member_offset", pa.list_(pa.uint64())),
+        ("member_size", pa.list_(pa.uint32())),
+        ("action", pa.list_(pa.float32())),
+        ("reward", pa.list_(pa.float32())),
+        ("state", pa.list_(pa.float32())),
+        ("pixel_sum", pa.list_(pa.uint64(), 3)),
+        ("pixel_sum_squares", pa.list_(pa.uint64(), 3)),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the index says of one episode. `frames` and `members` are (suffix, offset, size) in tar order; `info` is the
+    text of the json member; pixel sums are per channel over the frames as they were before encoding."""
+
+    key: str
+    sha256: bytes
+    info: str
+    frames: Sequence[tuple[str, int, int]]
+    members: Sequence[tuple[str, int, int]]
+    action: np.ndarray
+    reward: np.ndarray
+    state: np.ndarray
+    pixel_sum: Sequence[int]
+    pixel_sum_squares: Sequence[int]
+
+
+def index_bytes(rows: Sequence[Row], encoding: str, tar_bytes: int, tar_sha256: str) -> bytes:
+    """The index file of a shard whose frames are encoded as `encoding` (`codec.encoding_name`)."""
+    header = {"format_version": FORMAT_VERSION, "encoding": encoding, "tar_bytes": tar_bytes, "tar_sha256": tar_sha256}
+    schema = _SCHEMA.with_metadata({"lewm": json.dumps(header, sort_keys=True)})
+    columns = {
+        "key": [row.key for row in rows],
+        "length": [len(row.reward) for row in rows],
+        "sha256": [row.sha256 for row in rows],
+        "info": [row.info for row in rows],
+        "frame_offset": [[offset for _, offset, _ in row.frames] for row in rows],
+        "frame_size": [[size for _, _, size in row.frames] for row in rows],
+        "member_suffix": [[suffix for suffix, _, _ in row.members] for row in rows],
+        "member_offset": [[offset for _, offset, _ in row.members] for row in rows],
+        "member_size": [[size for _, _, size in row.members] for row in rows],
+        "action": [row.action.reshape(-1) for row in rows],
+        "reward": [row.reward for row in rows],
+        "state": [row.state.reshape(-1) for row in rows],
+        "pixel_sum": [list(row.pixel_sum) for row in rows],
+        "pixel_sum_squares": [list(row.pixel_sum_squares) for row in rows],
+    }
+    return ipc_bytes(pa.record_batch([pa.array(columns[f.name], f.type) for f in schema], schema=schema))
+
+
+class ShardIndex:
+    """The index of one shard. `path`, `encoding`, `tar_bytes`, `tar_sha256`, `keys`, `lengths` (steps, int64),
+    `action_size`; methods take the row number i. Arrays are read-only views of the mapped file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._batch = open_ipc(path, _SCHEMA)
+        try:
+            header = json.loads((self._batch.schema.metadata or {})[b"lewm"])
+            version, self.encoding = header["format_version"], str(header["encoding"])
+            self.tar_bytes, self.tar_sha256 = int(header["tar_bytes"]), str(header["tar_sha256"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a shard index: its lewm metadata is missing or malformed") from error
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path}: index format {version!r}; this program reads format {FORMAT_VERSION}")
+        self.lengths = _numbers(self._batch.column("length")).astype(np.int64)
+        self._lists = {f.name: _List(self._batch.column(f.name)) for f in _SCHEMA if pa.types.is_list(f.type)}
+        self.action_size = self._check()
+
+    @classmethod
+    def open(cls, path: Path | str) -> "ShardIndex":
+        """Map an index; ValueError when it is damaged or reaches outside its tar."""
+        return cls(Path(path))
+
+    def __reduce__(self) -> tuple[type["ShardIndex"], tuple[Path]]:
+        return ShardIndex, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tar(self) -> Path:
+        """The tar that this index describes."""
+        return self.path.with_suffix(".tar")
+
+    @cached_property
+    def keys(self) -> list[str]:
+        return self._batch.column("key").to_pylist()
+
+    def info(self, i: int) -> str:
+        """Text of the json member."""
+        return self._batch.column("info")[i].as_py()
+
+    def sha256(self, i: int) -> bytes:
+        """The episode's sha256 (`codec.sample_sha256`)."""
+        return self._batch.column("sha256")[i].as_py()
+
+    def frames(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Offset (T+1,) uint64 and size (T+1,) uint32 of each frame's bytes in the tar."""
+        return self._lists["frame_offset"][i], self._lists["frame_size"][i]
+
+    def members(self, i: int) -> list[tuple[str, int, int]]:
+        """(suffix, offset, size) of every member of the episode, in tar order."""
+        offset, size = self.frames(i)
+        suffixes = [frame_suffix(t, self.encoding) for t in range(len(offset))]
+        frames = zip(suffixes, offset.tolist(), size.tolist(), strict=True)
+        others = zip(
+            self._batch.column("member_suffix")[i].as_py(),
+            self._lists["member_offset"][i].tolist(),
+            self._lists["member_size"][i].tolist(),
+            strict=True,
+        )
+        return [*frames, *others]
+
+    def action(self, i: int) -> np.ndarray:
+        """Actions (T, A) float32."""
+        return self._lists["action"][i].reshape(-1, self.action_size)
+
+    def reward(self, i: int) -> np.ndarray:
+        """Rewards (T,) float32."""
+        return self._lists["reward"][i]
+
+    def state(self, i: int) -> np.ndarray:
+        """Physical state (T+1, S) float32."""
+        flat, rows = self._lists["state"][i], int(self.lengths[i]) + 1
+        return flat.reshape(rows, len(flat) // rows)
+
+    def pixel_sums(self, i: int) -> tuple[list[int], list[int]]:
+        """Exact sum and sum of squares of each channel over the episode's T+1 frames, before encoding."""
+        return self._batch.column("pixel_sum")[i].as_py(), self._batch.column("pixel_sum_squares")[i].as_py()
+
+    def _check(self) -> int:
+        """The action size; ValueError when lists disagree in length or an offset reaches outside the tar."""
+        lengths, counts = self.lengths, {name: values.counts for name, values in self._lists.items()}
+        actions = counts["action"] // np.maximum(lengths, 1)
+        agree = (
+            len(lengths) > 0
+            and lengths.min() > 0
+            and actions.min() == actions.max() > 0
+            and (counts["action"] == lengths * actions).all()
+            and (counts["reward"] == lengths).all()
+            and (counts["state"] % (lengths + 1) == 0).all()
+            and all((counts[name] == lengths + 1).all() for name in ("frame_offset", "frame_size"))
+            and all((counts[name] == counts["member_suffix"]).all() for name in ("member_offset", "member_size"))
+        )
+        if not agree:
+            raise ValueError(f"{self.path}: the index is damaged: its columns disagree about the lengths of episodes")
+        for kind in ("frame", "member"):
+            offset, size = self._lists[f"{kind}_offset"].values, self._lists[f"{kind}_size"].values
+            # sizes are below 2^32 and tars below 2^63, so that nothing wraps once offset <= tar_bytes
+            outside = (offset < BLOCK) | (offset > self.tar_bytes) | (offset + size > self.tar_bytes)
+            if outside.any():
+                at = int(offset[outside.argmax()])
+                raise ValueError(f"{self.path}: a {kind} at byte {at} is outside the tar of {self.tar_bytes} bytes")
+        return int(actions[0])
+
+
+class _List:
+    """A list column as numpy: the flat values, and where each row's begin."""
+
+    def __init__(self, column: pa.Array) -> None:
+        self._begin = _numbers(column.offsets)
+        values = column.values
+        self.values = np.empty(0) if pa.types.is_string(values.type) else _numbers(values)
+        self.counts = np.diff(self._begin).astype(np.int64)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        if i < 0:
+            raise IndexError(f"row {i}: rows count from 0")
+        return self.values[self._begin[i] : self._begin[i + 1]]
+
+
+def _numbers(array: pa.Array) -> np.ndarray:
+    return array.to_numpy(zero_copy_only=True)
+
+
+def ipc_bytes(batch: pa.RecordBatch) -> bytes:
+    """One record batch as an Arrow IPC file, uncompressed, so that it can be mapped."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def open_ipc(path: Path, schema: pa.Schema) -> pa.RecordBatch:
+    """Map the one record batch of an Arrow IPC file and validate it; ValueError when it is not of this schema, has
+    nulls, or is damaged. The mapping outlives the descriptor."""
+    try:
+        with pa.memory_map(str(path)) as source:
+            reader = pa.ipc.open_file(source)
+            if not reader.schema.equals(schema, check_metadata=False) or reader.num_record_batches != 1:
+                raise ValueError(f"{path}: not written by this format: another schema, or not one record batch")
+            batch = reader.get_batch(0)
+        batch.validate(full=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: the file is missing") from error
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: the file is damaged: {error}") from error
+    values = [column.values for column in batch.columns if isinstance(column, (pa.ListArray, pa.FixedSizeListArray))]
+    if any(array.null_count for array in [*batch.columns, *values]):
+        raise ValueError(f"{path}: the file is damaged: it has nulls")
+    return batch
