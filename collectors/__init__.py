@@ -1,0 +1,1 @@
+"""Simulators, rendering, policies and the Ray fleet that records episodes into shards."""

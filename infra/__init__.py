@@ -1,0 +1,1 @@
+"""What people touch: the command line, MLflow, the doctor and the demo."""

@@ -1,0 +1,57 @@
+"""Checkpoints are whole or ignored, and hold no pickles."""
+
+import pytest
+import torch
+
+from trainers.checkpoint import LocalSink, TrainState, complete_checkpoints, load_checkpoint
+
+
+def state(step: int) -> TrainState:
+    return TrainState(
+        step=step,
+        model={"weight": torch.full((2,), float(step))},
+        optimizer={"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        state={"loader": {"epoch": 1, "step": 2}, "threads": 1},
+    )
+
+
+def test_round_trip_and_retention(tmp_path):
+    sink = LocalSink(tmp_path, keep=2)
+    assert sink.latest() is None
+    for step in (5, 10, 15):
+        sink.save(state(step), "{}\n")
+    assert [path.name for path in complete_checkpoints(tmp_path / "checkpoints")] == [
+        "step_000000010",
+        "step_000000015",
+    ]
+    latest = sink.latest()
+    assert latest is not None
+    loaded = load_checkpoint(latest)
+    assert loaded.step == 15
+    torch.testing.assert_close(loaded.model["weight"], torch.full((2,), 15.0))
+    assert loaded.optimizer["param_groups"][0]["lr"] == 0.1
+    assert loaded.state == {"loader": {"epoch": 1, "step": 2}, "threads": 1}
+
+
+def test_a_checkpoint_that_was_being_written_is_ignored_and_removed(tmp_path):
+    sink = LocalSink(tmp_path, keep=3)
+    sink.save(state(5), "{}\n")
+    torn = tmp_path / "checkpoints" / "step_000000010.tmp"
+    torn.mkdir()
+    incomplete = tmp_path / "checkpoints" / "step_000000009"
+    incomplete.mkdir()
+    latest = sink.latest()
+    assert latest is not None
+    assert latest.name == "step_000000005"
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
+        load_checkpoint(incomplete)
+    sink.save(state(15), "{}\n")
+    assert not torn.exists()
+
+
+def test_pickles_are_not_loaded(tmp_path):
+    sink = LocalSink(tmp_path, keep=1)
+    path = sink.save(state(1), "{}\n")
+    torch.save({"evil": pytest.raises}, path / "optim.pt")
+    with pytest.raises(Exception, match=r"[Ww]eights"):
+        load_checkpoint(path)

@@ -1,0 +1,70 @@
+"""Configurations survive JSON, and bad ones are refused by name."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from trainers.config import (
+    TrainConfig,
+    config_id,
+    config_json,
+    flatten,
+    load_train_config,
+    parse_train_config,
+    train_preset,
+)
+
+
+def test_json_round_trip(tmp_path):
+    config = replace(train_preset("article", "/data/walker"), seed=7)
+    path = tmp_path / "config.json"
+    path.write_text(config_json(config))
+    assert load_train_config(path) == config
+    assert config_id(load_train_config(path)) == config_id(config)
+    assert config_id(replace(config, seed=8)) != config_id(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"batch_size": "many"}, "batch_size"),
+        ({"model": {"latent_dim": [1]}}, "model.latent_dim"),
+        ({"colour": 1}, "colour"),
+        ({"optim": {"momentum": 0.9}}, "optim.momentum"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_bad_fields_are_named(change, named):
+    values = json.loads(config_json(train_preset("tiny", "/data")))
+    for name, value in change.items():
+        if isinstance(value, dict):
+            values[name] |= value
+        else:
+            values[name] = value
+    with pytest.raises(ValueError, match=named):
+        parse_train_config(values, source="config.json")
+
+
+def test_not_json_and_missing_fields(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        load_train_config(path)
+    with pytest.raises(ValueError, match="data"):
+        parse_train_config({"model": asdict(train_preset("tiny", "").model)}, source="x")
+
+
+def test_more_workers_than_windows_is_refused():
+    with pytest.raises(ValueError, match="3 workers"):
+        replace(train_preset("tiny", "/data"), batch_size=2, workers=3)
+
+
+def test_flatten():
+    assert flatten({"a": 1, "b": {"c": 2, "d": {"e": 3}}}) == {"a": 1, "b.c": 2, "b.d.e": 3}
+
+
+def test_presets_are_complete():
+    assert isinstance(train_preset("tiny", "/data"), TrainConfig)
+    assert train_preset("article", "/data").batch_size == 256
+    assert train_preset("article", "/data").stop_step == 500_000

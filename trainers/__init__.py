@@ -1,0 +1,1 @@
+"""The training loop, Ray Train around it, checkpoints and evaluation."""

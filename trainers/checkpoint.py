@@ -1,0 +1,115 @@
+"""Checkpoints: a directory a step, complete or ignored.
+
+    checkpoints/step_000001000/   config.json, model.safetensors, optim.pt, state.json, COMPLETE
+
+A checkpoint is written into a temporary directory, synced, marked COMPLETE and renamed into place, so a process killed
+at any instant leaves whole checkpoints plus leftovers, which the next writer removes. `optim.pt` holds tensors and
+plain containers only and is read with `weights_only=True`; nothing is unpickled.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_STEP = re.compile(r"step_(\d{9})")
+_TMP = ".tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """All that a run needs to go on: `model` and `optimizer` state dicts and JSON-able `state`."""
+
+    step: int
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    state: Mapping[str, Any]
+
+
+class CheckpointSink(Protocol):
+    """Where a training loop leaves its checkpoints and looks for the last one."""
+
+    def latest(self) -> Path | None:
+        """Directory of the newest complete checkpoint."""
+        ...
+
+    def save(self, checkpoint: TrainState, config: str) -> Path:
+        """Write a checkpoint. Called on rank 0 alone."""
+        ...
+
+
+class LocalSink:
+    """Checkpoints in `run/checkpoints` of a file system that every rank sees; the newest `keep` stay."""
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self.directory = run / "checkpoints"
+        self.keep = keep
+
+    def latest(self) -> Path | None:
+        complete = complete_checkpoints(self.directory)
+        return complete[-1] if complete else None
+
+    def save(self, checkpoint: TrainState, config: str) -> Path:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for leftover in self.directory.glob(f"*{_TMP}"):
+            shutil.rmtree(leftover)
+        target = self.directory / f"step_{checkpoint.step:09d}"
+        temporary = target.with_name(target.name + _TMP)
+        temporary.mkdir()
+        (temporary / "config.json").write_text(config)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.items()}
+        save_file(tensors, temporary / "model.safetensors")
+        torch.save(dict(checkpoint.optimizer), temporary / "optim.pt")
+        state = {"step": checkpoint.step, **checkpoint.state}
+        (temporary / "state.json").write_text(json.dumps(state, sort_keys=True, indent=2) + "\n")
+        (temporary / "COMPLETE").touch()
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _sync(self.directory)
+        for old in complete_checkpoints(self.directory)[: -self.keep]:
+            shutil.rmtree(old)
+        return target
+
+
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints below `directory`, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if _STEP.fullmatch(path.name) and (path / "COMPLETE").exists())
+
+
+def load_checkpoint(path: Path) -> TrainState:
+    """Read a checkpoint directory. A directory without COMPLETE is a ValueError."""
+    if not (path / "COMPLETE").exists():
+        raise ValueError(f"{path} is not a complete checkpoint")
+    state = json.loads((path / "state.json").read_text())
+    return TrainState(
+        step=state.pop("step"),
+        model=load_file(path / "model.safetensors"),
+        optimizer=torch.load(path / "optim.pt", weights_only=True, map_location="cpu"),
+        state=state,
+    )
+
+
+def load_model_weights(model: nn.Module, path: Path) -> None:
+    """Fill `model` from `path/model.safetensors`, strictly."""
+    model.load_state_dict(load_file(path / "model.safetensors"))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""The typed configuration of a training run, its presets, and its way to JSON and back.
+
+A run is `fit(config)`: the resolved configuration is saved as canonical JSON in the run directory, in every checkpoint
+and in MLflow, and its sha256 is the run's config id. `lewm train --from run/config.json` repeats a run.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from models.lewm import LeWMConfig
+from models.presets import preset
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW with warm-up and a cosine, clipped by the global norm. Biases and norms are not decayed."""
+
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    warmup_steps: int = 100
+    schedule_steps: int | None = None
+    """Length of the cosine; the stop step unless given. A longer schedule than the run keeps the rate high."""
+    final_share: float = 0.02
+    """Share of `lr` at the end of the schedule."""
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Everything that decides what a training run computes."""
+
+    preset: str = "tiny"
+    """Name of the preset that this configuration started from."""
+    data: str
+    """Dataset directory."""
+    model: LeWMConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    batch_size: int = 64
+    """Windows in a global batch, over all ranks."""
+    stop_step: int = 2500
+    seed: int = 0
+    workers: int = 1
+    """Ranks of the Ray Train job."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    """Torch threads a rank; 0 divides the machine's cores among the ranks."""
+    decode_threads: int = 2
+    prefetch: int = 3
+    """Batches decoded ahead."""
+    log_every: int = 25
+    validate_every: int = 500
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "stop_step", "workers", "prefetch", "decode_threads", "log_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.checkpoint_every < 1 or self.keep_checkpoints < 1:
+            raise ValueError("checkpoint_every and keep_checkpoints must be at least 1")
+        if self.batch_size < self.workers:
+            raise ValueError(f"a global batch of {self.batch_size} windows cannot be shared by {self.workers} workers")
+
+
+def train_preset(name: str, data: str | Path) -> TrainConfig:
+    """The training configuration that goes with a model preset."""
+    base = TrainConfig(preset=name, data=str(data), model=preset(name))
+    if name == "article":
+        optim = OptimConfig(lr=3e-4, warmup_steps=5_000)
+        return replace(base, batch_size=256, stop_step=500_000, checkpoint_every=10_000, optim=optim)
+    return base
+
+
+def config_json(config: Any) -> str:
+    """Canonical JSON of a configuration dataclass: sorted keys, two spaces, a newline at the end."""
+    return json.dumps(asdict(config), sort_keys=True, indent=2) + "\n"
+
+
+def config_id(config: Any) -> str:
+    """sha256 of the canonical JSON, in hex."""
+    return hashlib.sha256(config_json(config).encode()).hexdigest()
+
+
+def load_train_config(path: Path) -> TrainConfig:
+    """Read what `config_json` wrote. A missing, unknown or ill-typed field is a ValueError that names it."""
+    try:
+        values = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    return parse_train_config(values, source=str(path))
+
+
+def parse_train_config(values: Any, *, source: str) -> TrainConfig:
+    """A `TrainConfig` from decoded JSON; `source` names it in errors."""
+    try:
+        config = TypeAdapter(TrainConfig).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise ValueError(f"{source} is not a training configuration: {where}: {first['msg']}") from error
+    unknown = _unknown_fields(values, asdict(config))
+    if unknown:
+        raise ValueError(f"{source} has unknown fields: {', '.join(unknown)}")
+    return config
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries to one level, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _unknown_fields(given: dict[str, Any], known: dict[str, Any]) -> list[str]:
+    return sorted(flatten(given).keys() - flatten(known).keys())

@@ -1,0 +1,1 @@
+"""Judging a trained model on held-out episodes: each kind of evaluation writes one typed scorecard."""

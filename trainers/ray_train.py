@@ -1,0 +1,144 @@
+"""Ray Train around `fit`: process group, restarts and a live view. Everything that is computed is in `trainers.loop`.
+
+Checkpoints are written by rank 0 straight into the run directory, and every rank finds the latest there, so a run
+trained by Ray and one trained by `fit` alone have one layout and resume each other. Several nodes need storage that all
+of them see. Progress travels through a small actor, because Ray's reports reach the driver only at the end.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer, get_device
+
+from trainers.checkpoint import LocalSink
+from trainers.config import TrainConfig
+from trainers.loop import FitSummary, Progress, fit
+from trainers.tracker import NullTracker, Tracker
+
+MakeTracker = Callable[[], Tracker]
+
+
+class TrainingFailed(RuntimeError):
+    """The Ray Train job ended with an error; the message is the first line of its cause."""
+
+
+class _Board:
+    """Holds the newest progress line until the driver asks for it, and the summary at the end."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+        self.summary: FitSummary | None = None
+
+    def push(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def finish(self, summary: FitSummary) -> None:
+        self.summary = summary
+
+    def read(self) -> tuple[Progress | None, FitSummary | None]:
+        return self.progress, self.summary
+
+
+def train_on_ray(
+    config: TrainConfig,
+    run: Path,
+    *,
+    make_tracker: MakeTracker,
+    max_failures: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> FitSummary:
+    """Train `config` in `run` as a Ray Train job on the cluster that this process is connected to.
+
+    `make_tracker` is called on rank 0 and must be picklable. A failed worker restarts the job from the latest
+    checkpoint, up to `max_failures` times. Raises `TrainingFailed`.
+    """
+    use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
+    if len([node for node in ray.nodes() if node["Alive"]]) > 1 and not _is_shared(run):
+        raise ValueError(
+            f"{run} is a path of this machine and the cluster has several nodes: put --home on storage that all see, "
+            f"and say so with LEWM_SHARED_HOME=1"
+        )
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"config": config, "run": run, "make_tracker": make_tracker, "board": board},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=_resources(config, use_gpu)
+        ),
+        run_config=ray.train.RunConfig(
+            name=run.name,
+            storage_path=str(run.parent),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+        ),
+    )
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(board, on_progress, stop), daemon=True)
+    watcher.start()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingFailed(_cause(error)) from error
+    finally:
+        stop.set()
+        watcher.join()
+    summary = ray.get(board.read.remote())[1]
+    assert summary is not None
+    return summary
+
+
+def _train_worker(loop: dict[str, Any]) -> None:
+    """What each rank runs."""
+    config, run, board = loop["config"], loop["run"], loop["board"]
+    rank = ray.train.get_context().get_world_rank()
+    tracker: Tracker = loop["make_tracker"]() if rank == 0 else NullTracker()
+    try:
+        summary = fit(
+            config,
+            sink=LocalSink(run, config.keep_checkpoints),
+            tracker=tracker,
+            device=torch.device("cpu") if config.device == "cpu" else get_device(),
+            rank=rank,
+            on_progress=lambda progress: board.push.remote(progress),
+            after_checkpoint=lambda step, metrics: ray.train.report({"step": step, **metrics}),
+        )
+    finally:
+        tracker.close()
+    if rank == 0:
+        ray.get(board.finish.remote(summary))
+
+
+def _watch(board: Any, on_progress: Callable[[Progress], None] | None, stop: threading.Event) -> None:
+    """Hand new progress lines to `on_progress` until told to stop."""
+    shown = -1
+    while not stop.wait(0.5):
+        progress, _ = ray.get(board.read.remote())
+        if progress is not None and progress.step != shown and on_progress is not None:
+            shown = progress.step
+            on_progress(progress)
+
+
+def _resources(config: TrainConfig, use_gpu: bool) -> dict[str, float]:
+    """A worker's share of the cluster's processors; one GPU if they are used."""
+    cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0) // config.workers)
+    return {"CPU": cpus, "GPU": 1.0} if use_gpu else {"CPU": cpus}
+
+
+def _is_shared(run: Path) -> bool:
+    return os.environ.get("LEWM_SHARED_HOME") == "1"
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost exception's type and first line, out of Ray's wrapping."""
+    failures = getattr(error, "worker_failures", None)
+    inner = next(iter(failures.values())) if failures else getattr(error, "controller_failure", None)
+    inner = inner or getattr(error, "cause", None)
+    if isinstance(inner, BaseException):
+        return _cause(inner)
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
