@@ -126,7 +126,7 @@ def _rows(
     xs, ys, episodes = [], [], []
     for number, sequence in enumerate(sequences):
         stride = int(sequence.time[1] - sequence.time[0]) if len(sequence.time) > 1 else 1
-        if spacing % stride:
+        if window > 1 and spacing % stride:
             raise ValueError(f"a window spacing of {spacing} frames does not fit features every {stride} frames")
         lag = spacing // stride
         first = (window - 1) * lag

@@ -1,0 +1,152 @@
+"""Behaviour: typed policy configurations, and the policies that they make.
+
+An episode's policy is drawn by the episode's seed and recorded with it. Coverage matters more than expertise: a
+planner must not be able to exploit states that the model never saw, so demonstrations come at several noise levels.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import pydantic
+
+from collectors.envs.base import Env, EnvSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RandomConfig:
+    """Independent uniform actions."""
+
+    kind: Literal["random"] = "random"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseConfig:
+    """Coloured noise: an AR(1) process of unit variance, clipped to the action range."""
+
+    kind: Literal["noise"] = "noise"
+    correlation: float = 0.9
+    """Of successive actions; 0 is white noise."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correlation < 1:
+            raise ValueError(f"correlation must be in [0, 1), not {self.correlation}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertConfig:
+    """The task's scripted expert, plus coloured noise of standard deviation `noise`."""
+
+    kind: Literal["expert"] = "expert"
+    noise: float = 0.0
+    correlation: float = 0.9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureConfig:
+    """One of several policies for each episode, drawn with equal probability by the episode's seed."""
+
+    policies: tuple["RandomConfig | NoiseConfig | ExpertConfig", ...]
+    kind: Literal["mixture"] = "mixture"
+
+    def __post_init__(self) -> None:
+        if not self.policies:
+            raise ValueError("a mixture needs at least one policy")
+
+
+PolicyConfig = Annotated[
+    RandomConfig | NoiseConfig | ExpertConfig | MixtureConfig, pydantic.Field(discriminator="kind")
+]
+
+POLICY_NAMES = ("random", "noise", "expert", "mixed")
+
+
+class Policy(Protocol):
+    """Chooses actions in [-1, 1]. It may look at the simulator; the world model never does."""
+
+    def reset(self, env: Env, rng: np.random.Generator) -> None:
+        """Begin an episode; all randomness comes from `rng`."""
+        ...
+
+    def act(self, env: Env) -> np.ndarray:
+        """The action (A,) float32 for the present state."""
+        ...
+
+
+def named_policy(name: str) -> RandomConfig | NoiseConfig | ExpertConfig | MixtureConfig:
+    """The policy that a word of the command line means. `mixed` is half coloured noise, half noisy expert."""
+    if name == "random":
+        return RandomConfig()
+    if name == "noise":
+        return NoiseConfig()
+    if name == "expert":
+        return ExpertConfig()
+    if name == "mixed":
+        noises = tuple(NoiseConfig(correlation=correlation) for correlation in (0.8, 0.9, 0.95, 0.97))
+        experts = tuple(ExpertConfig(noise=noise) for noise in (0.0, 0.1, 0.3, 0.6))
+        return MixtureConfig(policies=noises + experts)
+    raise ValueError(f"unknown policy {name!r}: choose from {', '.join(POLICY_NAMES)}")
+
+
+def draw(config: Any, rng: np.random.Generator) -> RandomConfig | NoiseConfig | ExpertConfig:
+    """The policy of one episode."""
+    if isinstance(config, MixtureConfig):
+        return config.policies[int(rng.integers(len(config.policies)))]
+    return config
+
+
+def make_policy(config: RandomConfig | NoiseConfig | ExpertConfig, spec: EnvSpec) -> Policy:
+    """The policy that a configuration means in an environment; ValueError where there is no expert."""
+    if isinstance(config, RandomConfig):
+        return RandomPolicy(spec)
+    if isinstance(config, NoiseConfig):
+        return NoisePolicy(config, spec)
+    from collectors.experts import make_expert
+
+    return NoisyExpert(make_expert(spec), config, spec)
+
+
+class RandomPolicy:
+    """Independent uniform actions."""
+
+    def __init__(self, spec: EnvSpec) -> None:
+        self._size = spec.action_size
+
+    def reset(self, env: Env, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def act(self, env: Env) -> np.ndarray:
+        return self._rng.uniform(-1, 1, self._size).astype(np.float32)
+
+
+class NoisePolicy:
+    """a[t] = c a[t-1] + sqrt(1 - c^2) n[t], before clipping; stationary from the first step."""
+
+    def __init__(self, config: NoiseConfig, spec: EnvSpec) -> None:
+        self._correlation, self._size = config.correlation, spec.action_size
+
+    def reset(self, env: Env, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._value = rng.normal(size=self._size)
+
+    def act(self, env: Env) -> np.ndarray:
+        action = np.clip(self._value, -1, 1).astype(np.float32)
+        fresh = np.sqrt(1 - self._correlation**2) * self._rng.normal(size=self._size)
+        self._value = self._correlation * self._value + fresh
+        return action
+
+
+class NoisyExpert:
+    """An expert's action with coloured noise added, clipped."""
+
+    def __init__(self, expert: Policy, config: ExpertConfig, spec: EnvSpec) -> None:
+        self._expert, self._scale = expert, config.noise
+        self._noise = NoisePolicy(NoiseConfig(correlation=config.correlation), spec)
+
+    def reset(self, env: Env, rng: np.random.Generator) -> None:
+        self._expert.reset(env, rng)
+        self._noise.reset(env, rng)
+
+    def act(self, env: Env) -> np.ndarray:
+        action = self._expert.act(env) + self._scale * self._noise.act(env)
+        return np.clip(action, -1, 1).astype(np.float32)

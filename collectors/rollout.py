@@ -1,0 +1,88 @@
+"""Recording one episode, and returning to any state of it.
+
+An episode is a pure function of (dataset seed, episode number, configuration), whoever records it and when. From the
+recorded seed and actions the simulator can be brought back, exactly, to every state of the episode.
+"""
+
+from dataclasses import asdict
+
+import numpy as np
+
+from collectors.config import CollectConfig
+from collectors.envs.base import Env
+from collectors.policies import draw, make_policy
+from shards.episode import Episode, EpisodeInfo
+
+
+class BadFrame(RuntimeError):
+    """The renderer gave a frame that cannot be right."""
+
+
+def episode_seed(seed: int, number: int) -> int:
+    """The seed of episode `number` of a dataset, 32 bits."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def begin(env: Env, seed: int, *, random_start: bool) -> None:
+    """Put `env` at the start of the episode with this seed."""
+    env.reset(seed)
+    if random_start:
+        env.randomize(np.random.default_rng([seed, 1]))
+
+
+def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
+    """Record episode `number`. Raises BadFrame or RuntimeError, naming the episode, when the simulator fails."""
+    seed = episode_seed(config.seed, number)
+    rng = np.random.default_rng([seed, 0])
+    policy_config = draw(config.policy, rng)
+    random_start = bool(rng.random() < config.random_start)
+    policy = make_policy(policy_config, env.spec)
+    steps = config.steps or env.spec.max_steps
+
+    begin(env, seed, random_start=random_start)
+    policy.reset(env, rng)
+    size = env.spec.size
+    frames = np.empty((steps + 1, size, size, 3), np.uint8)
+    action = np.empty((steps, env.spec.action_size), np.float32)
+    reward = np.empty(steps, np.float32)
+    state = np.empty((steps + 1, len(env.spec.columns)), np.float32)
+    for step in range(steps + 1):
+        frames[step], state[step] = env.render(), env.physical_state()
+        if not np.isfinite(state[step]).all():
+            raise RuntimeError(f"episode {number} (seed {seed}): the physics is not finite at step {step}")
+        if step < steps:
+            action[step] = policy.act(env)
+            reward[step] = env.step(action[step])
+    _check_frames(frames, state, number)
+    info = EpisodeInfo(
+        environment=env.spec.name,
+        config8=config.config8,
+        seed=config.seed,
+        number=number,
+        episode_seed=seed,
+        policy={**asdict(policy_config), "random_start": random_start},
+        camera=env.spec.camera,
+        size=size,
+        quality=env.spec.quality,
+        action_repeat=env.spec.action_repeat,
+        dt=env.spec.dt,
+        columns=env.spec.columns,
+        versions=env.spec.versions,
+        success=env.success(),
+    )
+    return Episode(info, frames, action, reward, state)
+
+
+def replay(env: Env, info: EpisodeInfo, action: np.ndarray, steps: int) -> None:
+    """Bring `env` to the state that the episode `info` was in after the first `steps` of its actions (T, A)."""
+    begin(env, info.episode_seed, random_start=bool(info.policy.get("random_start", False)))
+    for step in range(steps):
+        env.step(action[step])
+
+
+def _check_frames(frames: np.ndarray, state: np.ndarray, number: int) -> None:
+    """A renderer gone bad shows in a constant frame, or in frames that stay the same while the state moves."""
+    if any(frame.min() == frame.max() for frame in (frames[0], frames[-1])):
+        raise BadFrame(f"episode {number}: a frame has one colour only; does this GL backend work? see lewm doctor")
+    if np.ptp(state, axis=0).max() > 0.1 and not (frames[1:] != frames[:-1]).any():
+        raise BadFrame(f"episode {number}: the state moves and the frames do not; does this GL backend work?")

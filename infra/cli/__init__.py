@@ -1,0 +1,114 @@
+"""The command line: `lewm <verb>`. A verb is a module of this package, imported only when it is asked for.
+
+A verb's module has `Args`, a frozen dataclass whose field docstrings are its help, and `run(args)`. Verbs with
+sub-verbs have a dictionary `VERBS` of such pairs instead. A mistake of the user is one line on standard error. Exit
+codes: 0 done, 1 failed, 2 bad usage or input, 130 interrupted. LEWM_DEBUG=1 shows tracebacks.
+"""
+
+import importlib
+import io
+import os
+import sys
+from contextlib import redirect_stderr
+from difflib import get_close_matches
+from typing import Any
+
+from infra.cli.errors import Failed, one_line
+
+HELP = {
+    "demo": "the whole line in a few minutes: collect, train, probe, plan, register",
+    "collect": "record episodes of a task into shards",
+    "shards": "list, verify and summarise datasets",
+    "train": "train a model as a Ray Train job",
+    "probe": "probe a run's latents for physical state",
+    "plan": "reach goals of held-out episodes by planning",
+    "presets": "show the model presets with parameters and FLOPs",
+    "models": "list, show and promote registered models",
+    "ui": "open the MLflow page",
+    "doctor": "check this machine and say how to mend it",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    verb, *rest = arguments
+    try:
+        return _dispatch(verb, rest)
+    except KeyboardInterrupt:
+        print(f"lewm {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Failed as error:
+        return _report(verb, error, 1)
+    except (ValueError, OSError) as error:
+        return _report(verb, error, 2)
+    except Exception as error:
+        return _report(verb, error, 1)
+
+
+def _dispatch(verb: str, rest: list[str]) -> int:
+    if verb not in HELP:
+        hint = get_close_matches(verb, HELP, n=1)
+        raise ValueError(f"unknown verb{f', did you mean {hint[0]!r}' if hint else ''}? `lewm --help` lists them")
+    module = importlib.import_module(f"infra.cli.{verb}")
+    if not hasattr(module, "VERBS"):
+        return _call(module, f"lewm {verb}", rest)
+    verbs: dict[str, Any] = module.VERBS
+    if not rest or rest[0] in ("-h", "--help"):
+        lines = [f"  {name:<10} {(each.__doc__ or '').strip().splitlines()[0]}" for name, each in verbs.items()]
+        print("\n".join([f"usage: lewm {verb} VERB [options]", "", *lines]))
+        return 0
+    name, *rest = rest
+    if name not in verbs:
+        raise ValueError(f"there is no {name!r}: choose from {', '.join(verbs)}")
+    return _call(verbs[name], f"lewm {verb} {name}", rest)
+
+
+def _call(module: Any, program: str, rest: list[str]) -> int:
+    """Parse with the verb's own parser, or with tyro, and run it."""
+    parse = getattr(module, "parse", None)
+    args = parse(program, rest) if parse else parse_args(module.Args, program, rest)
+    return module.run(args) or 0
+
+
+def parse_args(kind: Any, program: str, rest: list[str], default: Any = None) -> Any:
+    """A `kind` from the words of a command line; ValueError in one line where they do not fit."""
+    import tyro
+
+    captured = io.StringIO()
+    keywords = {} if default is None else {"default": default}
+    try:
+        with redirect_stderr(captured):
+            return tyro.cli(kind, args=rest, prog=program, **keywords)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ValueError(one_line(captured.getvalue())) from None
+
+
+def _usage() -> str:
+    lines = [f"  {verb:<10} {text}" for verb, text in HELP.items()]
+    head = ["usage: lewm VERB [options]", "", "World models from pixels: collect, train, judge.", ""]
+    return "\n".join([*head, *lines, "", "`lewm VERB --help` shows a verb's options."])
+
+
+def _report(verb: str, error: Exception, code: int) -> int:
+    if os.environ.get("LEWM_DEBUG") == "1":
+        raise error
+    text = " ".join(str(error).split()) or type(error).__name__
+    known = isinstance(error, Failed | ValueError | OSError)
+    prefix = "" if known else f"unexpected {type(error).__name__}: "
+    suffix = "" if known else " (LEWM_DEBUG=1 shows where)"
+    print(f"lewm {verb}: {prefix}{text}{suffix}", file=sys.stderr)
+    return code
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""`lewm plan RUN`: reach goals of held-out episodes by planning in latent space."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from infra.cli.common import Common, pick_device
+from infra.console import print_json, print_table
+from models.planners import CEMConfig
+from trainers.evaluation.planning import PlanningConfig, PlanningScore
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Args(Common):
+    """Plan from states of held-out episodes to what followed them, with CEM in latent space."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Run directory, run name, or models:/NAME@alias."""
+    goals: int = 16
+    """Goals, each from a held-out episode."""
+    seed: int = 0
+    """Seed of the goals, of the random actions and of the planner."""
+    device: str = "auto"
+    """Device that plans: auto, cpu or cuda."""
+    solver: CEMConfig = field(default_factory=CEMConfig)
+
+
+def run(args: Args) -> None:
+    import torch
+
+    from collectors.gl import choose_backend
+    from infra import workflows
+    from infra.home import find_run
+    from infra.tracking import MlflowTracker
+
+    if args.goals < 1:
+        raise ValueError(f"--goals must be at least 1, not {args.goals}")
+    home = args.find_home()
+    found = find_run(args.run, home)
+    choose_backend()
+    tracker = MlflowTracker.attach(home.tracking_uri_to_read(), found.record.mlflow_run_id)
+    settings = PlanningConfig(goals=args.goals, seed=args.seed, solver=args.solver)
+    try:
+        score = workflows.plan(found, tracker, torch.device(pick_device(args.device)), settings)
+    finally:
+        tracker.close()
+    if args.json:
+        print_json(score)
+    else:
+        print_planning(score)
+
+
+def print_planning(score: PlanningScore) -> None:
+    """The planning table."""
+    print_table(
+        f"Reaching {score.goals} goals of held-out episodes ({score.episodes}), {score.decisions} decisions each",
+        ("actions", "distance to the goal (std)", "of the way"),
+        [
+            ("none: the start", f"{score.start_distance:.3f}", "0 %"),
+            ("random", f"{score.random_distance:.3f}", f"{score.random_progress:.0%}"),
+            ("planned (CEM)", f"{score.planned_distance:.3f}", f"{score.planned_progress:.0%}"),
+        ],
+    )

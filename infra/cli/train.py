@@ -1,0 +1,95 @@
+"""`lewm train`: train a model as a Ray Train job."""
+
+import argparse
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from infra.cli import parse_args
+from infra.cli.common import Common, absolute, pick_device
+from infra.cli.errors import Failed
+from infra.console import print_json, print_table, progress, say
+from trainers.config import TrainConfig, load_train_config, train_preset
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Args(Common):
+    """Train a model on a dataset. A run of the same name that was interrupted goes on where it stood."""
+
+    name: str = ""
+    """Name of the run; made from task, preset and time unless given."""
+    address: str | None = None
+    """Ray cluster to train on; a local Ray is started unless given."""
+    retries: int = 0
+    """Times that a failed job is restarted from its latest checkpoint."""
+    from_config: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Configuration of another run (its config.json) to start from, instead of a preset."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: train_preset("tiny", tyro.MISSING)
+    )
+
+
+def parse(program: str, words: list[str]) -> Args:
+    """The preset or the file decides the defaults, so they are read before everything else."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--preset", default="tiny")
+    first.add_argument("--from", dest="source", type=Path)
+    try:
+        known, _ = first.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    if known.source is not None:
+        base = load_train_config(absolute(known.source))
+    else:
+        base = train_preset(known.preset, tyro.MISSING)
+    args: Args = parse_args(Args, program, words, default=Args(config=base))
+    return replace(args, config=replace(args.config, data=str(absolute(args.config.data))))
+
+
+def run(args: Args) -> None:
+    from collectors.cluster import ensure_ray
+    from infra import workflows
+    from shards.dataset import Dataset
+    from trainers.ray_train import TrainingFailed
+
+    config = replace(args.config, device=pick_device(args.config.device))
+    environment = Dataset.open(config.data).environment
+    name = args.name or workflows.default_run_name(environment, config.preset)
+    home = args.find_home()
+    ensure_ray(args.address)
+    say(f"training [bold]{name}[/bold] for {config.stop_step:,} steps of {config.batch_size} windows")
+    with progress("train", config.stop_step, "steps") as bar:
+        try:
+            trained = workflows.train(
+                config,
+                home,
+                name=name,
+                tracking_uri=home.tracking_uri,
+                max_failures=args.retries,
+                on_progress=lambda line: bar.update(line.step, training_note(line.metrics)),
+            )
+        except TrainingFailed as error:
+            raise Failed(f"run {name}: {error}; what was saved is in {home.runs / name}") from error
+    summary = trained.summary
+    if args.json:
+        print_json({"run": str(trained.run.path), "run_id": trained.run_id, "summary": summary})
+        return
+    rows = [
+        ("steps", f"{summary.steps:,}"),
+        ("steps/s", f"{summary.steps_per_second:.1f}"),
+        ("samples/s", f"{summary.samples_per_second:,.0f}"),
+        ("waiting for data", f"{summary.data_wait_share:.1%}"),
+        *((name, f"{value:.4g}") for name, value in summary.metrics.items() if name.startswith("val/")),
+    ]
+    print_table(f"Run {name}", ("what", "value"), rows)
+    say(f"next: lewm probe {name}")
+
+
+def training_note(metrics: dict[str, float]) -> str:
+    """The few numbers worth watching, in one line."""
+    return (
+        f"loss {metrics['train/prediction']:.4f} + reg {metrics['train/regularizer']:.3f}  "
+        f"{metrics['train/steps_per_second']:.1f} steps/s  wait {metrics['data/wait_share']:.0%}"
+    )

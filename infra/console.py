@@ -1,0 +1,108 @@
+"""What people see: progress with rate and ETA on standard error, results on standard output.
+
+With `--json` standard output holds exactly one JSON value. On a terminal progress is a live bar, elsewhere a line every
+few seconds.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+_LINE_SECONDS = 5.0
+
+
+class Bar(Protocol):
+    """One progress bar."""
+
+    def update(self, done: int, note: str = "") -> None:
+        """`done` of the total so far; `note` is shown behind it."""
+        ...
+
+
+def say(text: str) -> None:
+    """A line for the person watching, on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+
+
+@contextmanager
+def progress(name: str, total: int, unit: str) -> Iterator[Bar]:
+    """A progress bar of `total` `unit`s on standard error, with rate and ETA."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(name, total, unit)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as live:
+        yield _Live(live, live.add_task(f"{name} ({unit})", total=total, note=""))
+
+
+class _Live:
+    def __init__(self, live: Progress, task: Any) -> None:
+        self.live, self.task = live, task
+
+    def update(self, done: int, note: str = "") -> None:
+        self.live.update(self.task, completed=done, note=note)
+
+
+class _Lines:
+    """A line now and then, for logs."""
+
+    def __init__(self, name: str, total: int, unit: str) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.began = self.printed = time.monotonic()
+
+    def update(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        if done < self.total and now - self.printed < _LINE_SECONDS:
+            return
+        self.printed = now
+        eta = (now - self.began) * (self.total - done) / max(done, 1)
+        print(f"{self.name}: {done}/{self.total} {self.unit}  {note}  ETA {eta:.0f} s", file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """The one JSON value of `--json`. Not-a-number becomes null, which JSON has."""
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output; the first column is text, the others are figures."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, 120))
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return None
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)
