@@ -181,7 +181,8 @@ def _cameras(model: Any) -> list[str]:
 
 def _follows(model: Any, camera: int) -> bool:
     """Whether a camera moves with a body, which hides where the body is."""
-    return model.cam_mode[camera] in (mujoco.mjtCamLight.mjCAMLIGHT_TRACK, mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM)
+    following = (mujoco.mjtCamLight.mjCAMLIGHT_TRACK, mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM)
+    return int(model.cam_mode[camera]) in map(int, following)
 
 
 def _describe(model: Any, domain: str, *, follows: bool) -> Iterator[tuple[StateColumn, _Reader]]:

@@ -1,0 +1,126 @@
+"""Policies and episodes: determinism, statistics of the noise, the expert's skill, exact replay."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from collectors.config import CollectConfig
+from collectors.envs.base import EnvConfig
+from collectors.policies import (
+    ExpertConfig,
+    MixtureConfig,
+    NoiseConfig,
+    RandomConfig,
+    draw,
+    make_policy,
+    named_policy,
+)
+
+CONFIG = CollectConfig(
+    env=EnvConfig(name="dmc/cartpole-swingup", size=32), policy=named_policy("mixed"), steps=25, random_start=0.5
+)
+
+
+@pytest.fixture(scope="module")
+def env(gl):
+    from collectors.envs import make_env
+
+    env = make_env(CONFIG.env)
+    yield env
+    env.close()
+
+
+def test_an_episode_depends_on_seed_and_number_alone(env):
+    from collectors.rollout import record_episode
+
+    first = record_episode(env, CONFIG, 5)
+    record_episode(env, CONFIG, 6)
+    again = record_episode(env, CONFIG, 5)
+    for name in ("frames", "action", "reward", "state"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+    assert first.info == again.info
+    assert not np.array_equal(first.action, record_episode(env, replace(CONFIG, seed=1), 5).action)
+
+
+def test_replay_returns_to_every_recorded_state(env):
+    from collectors.rollout import record_episode, replay
+
+    for number in range(4):
+        episode = record_episode(env, CONFIG, number)
+        for steps in (0, 10, 25):
+            replay(env, episode.info, episode.action, steps)
+            np.testing.assert_array_equal(env.physical_state(), episode.state[steps])
+            np.testing.assert_array_equal(env.render(), episode.frames[steps])
+
+
+def test_the_mixture_uses_every_policy_and_records_it(env):
+    from collectors.rollout import record_episode
+
+    config = replace(CONFIG, steps=1)
+    policies = [dict(record_episode(env, config, number).info.policy) for number in range(60)]
+    assert {policy["kind"] for policy in policies} == {"noise", "expert"}
+    assert {policy["noise"] for policy in policies if policy["kind"] == "expert"} == {0.0, 0.1, 0.3, 0.6}
+    assert 15 < sum(policy["random_start"] for policy in policies) < 45
+
+
+def test_coloured_noise_has_the_correlation_it_says(env):
+    policy = make_policy(NoiseConfig(correlation=0.9), env.spec)
+    policy.reset(env, np.random.default_rng(0))
+    # Below the clip the process shows; most of N(0, 1) lies within [-1, 1].
+    values = np.array([float(policy.act(env)[0]) for _ in range(20_000)])
+    assert np.corrcoef(values[:-1], values[1:])[0, 1] == pytest.approx(0.9, abs=0.05)
+    assert abs(values).max() <= 1
+
+
+def test_the_expert_swings_up_and_balances(env):
+    from collectors.rollout import record_episode
+
+    config = replace(CONFIG, policy=ExpertConfig(), steps=None, random_start=0.0)
+    returns = []
+    for number in range(3):
+        episode = record_episode(env, config, number)
+        assert len(episode) == 500
+        assert np.cos(episode.state[0, 1]) < -0.9
+        assert np.cos(episode.state[-100:, 1]).min() > 0.99
+        returns.append(episode.episode_return)
+    assert np.mean(returns) > 600
+
+
+def test_there_is_no_expert_for_every_task(gl):
+    from collectors.envs import make_env
+
+    env = make_env(EnvConfig(name="dmc/walker-walk", size=32))
+    try:
+        with pytest.raises(ValueError, match="no scripted expert for dmc/walker-walk"):
+            make_policy(ExpertConfig(), env.spec)
+    finally:
+        env.close()
+
+
+def test_configurations_are_checked_and_hashed():
+    assert CONFIG.config8 == replace(CONFIG, episodes=7, seed=3).config8
+    assert CONFIG.config8 != replace(CONFIG, steps=26).config8
+    assert CONFIG.config8 != replace(CONFIG, env=replace(CONFIG.env, size=64)).config8
+    for change in ({"episodes": 0}, {"seed": -1}, {"steps": 0}, {"random_start": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            replace(CONFIG, **change)
+    with pytest.raises(ValueError, match="correlation"):
+        NoiseConfig(correlation=1.0)
+    with pytest.raises(ValueError, match="at least one"):
+        MixtureConfig(policies=())
+    with pytest.raises(ValueError, match="random, noise, expert, mixed"):
+        named_policy("clever")
+    assert draw(RandomConfig(), np.random.default_rng(0)) == RandomConfig()
+
+
+def test_bad_frames_are_noticed(env, monkeypatch):
+    from collectors.rollout import BadFrame, record_episode
+
+    monkeypatch.setattr(env, "render", lambda: np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(BadFrame, match="one colour"):
+        record_episode(env, CONFIG, 0)
+    still = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
+    monkeypatch.setattr(env, "render", lambda: still)
+    with pytest.raises(BadFrame, match="do not"):
+        record_episode(env, CONFIG, 0)

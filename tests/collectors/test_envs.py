@@ -1,0 +1,156 @@
+"""Environments: pure functions of their seed, exact states, legible upright frames, named physical state."""
+
+import numpy as np
+import pytest
+
+from collectors.envs.base import Env, EnvConfig
+
+SAMPLE = ("dmc/cartpole-swingup", "dmc/reacher-easy", "dmc/walker-walk", "dmc/finger-turn_hard")
+
+
+@pytest.fixture(params=SAMPLE)
+def env(request, gl):
+    from collectors.envs import make_env
+
+    env = make_env(EnvConfig(name=request.param, size=64))
+    yield env
+    env.close()
+
+
+@pytest.fixture
+def cartpole(gl):
+    from collectors.envs import make_env
+
+    env = make_env(EnvConfig(name="dmc/cartpole-swingup", size=64))
+    yield env
+    env.close()
+
+
+def drive(env: Env, steps: int, seed: int) -> tuple[list[np.ndarray], list[float], np.ndarray]:
+    rng = np.random.default_rng(seed)
+    states, rewards = [], []
+    for _ in range(steps):
+        rewards.append(env.step(rng.uniform(-1, 1, env.spec.action_size).astype(np.float32)))
+        states.append(env.physical_state())
+    return states, rewards, env.render()
+
+
+def test_a_saved_state_comes_back_exactly(env):
+    env.reset(3)
+    drive(env, 5, 0)
+    saved = env.get_state()
+    states, rewards, frame = drive(env, 30, 1)
+    env.reset(99)
+    drive(env, 3, 2)
+    env.set_state(saved)
+    again = drive(env, 30, 1)
+    np.testing.assert_array_equal(states, again[0])
+    assert rewards == again[1]
+    np.testing.assert_array_equal(frame, again[2])
+
+
+def test_reset_is_a_function_of_the_seed(env):
+    env.reset(7)
+    first = env.physical_state(), drive(env, 10, 0)
+    env.reset(8)
+    drive(env, 10, 1)
+    env.reset(7)
+    second = env.physical_state(), drive(env, 10, 0)
+    np.testing.assert_array_equal(first[0], second[0])
+    np.testing.assert_array_equal(first[1][0], second[1][0])
+    np.testing.assert_array_equal(first[1][2], second[1][2])
+
+
+def test_frames_and_columns_are_what_the_spec_says(env):
+    env.reset(0)
+    frame = env.render()
+    assert frame.shape == (64, 64, 3)
+    assert frame.dtype == np.uint8
+    assert frame.std() > 5
+    state = env.physical_state()
+    assert state.shape == (len(env.spec.columns),)
+    assert state.dtype == np.float32
+    assert len({column.name for column in env.spec.columns}) == len(env.spec.columns)
+    assert env.spec.versions["mujoco"]
+
+
+def test_cartpole_columns_mean_what_they_say(cartpole):
+    names = [column.name for column in cartpole.spec.columns]
+    assert names == ["cart_position", "pole_angle", "cart_velocity", "pole_angular_velocity"]
+    assert cartpole.spec.columns[1].periodic
+    assert cartpole.spec.dt == pytest.approx(0.02)
+    cartpole.reset(0)
+    before = cartpole.physical_state()
+    cartpole.step(np.ones(1, np.float32))
+    after = cartpole.physical_state()
+    # Pushing right accelerates the cart to the right, and velocity is what the position did.
+    assert after[2] > before[2]
+    assert after[0] - before[0] == pytest.approx(cartpole.spec.dt * (before[2] + after[2]) / 2, rel=0.1, abs=1e-4)
+
+
+def test_the_picture_is_upright_and_not_mirrored(cartpole):
+    """An upright pole is in the upper half and a hanging one below; a cart further right is further right."""
+
+    def picture(position: float, angle: float) -> np.ndarray:
+        with cartpole.physics.reset_context():
+            cartpole.physics.data.qpos[:] = (position, angle)
+        return cartpole.render().astype(int)
+
+    cartpole.reset(0)
+    up, down, right = picture(0.0, 0.3), picture(0.0, np.pi + 0.3), picture(1.0, 0.3)
+    # The pole is brighter than what is behind it.
+    assert np.argmax((up - down).sum(axis=(1, 2))) < 32 < np.argmax((down - up).sum(axis=(1, 2)))
+    assert np.argmax((right - up).sum(axis=(0, 2))) > 32
+    # Leaning by a positive angle tips the pole towards positive positions, to the right.
+    left_half, right_half = (up - down)[:28, :32].clip(0).sum(), (up - down)[:28, 32:].clip(0).sum()
+    assert right_half > 3 * left_half
+
+
+def test_what_a_following_camera_hides_is_declared(gl):
+    from collectors.envs import make_env
+
+    env = make_env(EnvConfig(name="dmc/walker-walk"))
+    seen = {column.name: column.observable for column in env.spec.columns}
+    env.close()
+    assert seen["rootx_position"] == "hidden"
+    assert seen["right_hip_angle"] == "one_frame"
+    assert seen["right_hip_angular_velocity"] == "several_frames"
+
+
+def test_quality_changes_the_picture_and_not_the_physics(gl):
+    from collectors.envs import make_env
+
+    pictures, states = [], []
+    for quality in ("fast", "full"):
+        env = make_env(EnvConfig(name="dmc/walker-walk", quality=quality))
+        env.reset(0)
+        states.append(drive(env, 5, 0)[0])
+        pictures.append(env.render().astype(int))
+        env.close()
+    np.testing.assert_array_equal(states[0], states[1])
+    assert np.abs(pictures[0] - pictures[1]).mean() > 0.1
+
+
+def test_bad_names_and_cameras_are_refused_with_a_hint(gl):
+    from collectors.envs import make_env
+
+    with pytest.raises(ValueError, match="dmc/cartpole-swingup"):
+        make_env(EnvConfig(name="dmc/cartpole-swingupp"))
+    with pytest.raises(ValueError, match="lookatcart"):
+        make_env(EnvConfig(name="dmc/cartpole-swingup", camera="top"))
+    with pytest.raises(ValueError, match="size"):
+        EnvConfig(name="dmc/cartpole-swingup", size=4)
+
+
+def test_random_configurations_cover_the_circle(cartpole):
+    rng = np.random.default_rng(0)
+    angles, positions = [], []
+    for _ in range(100):
+        cartpole.reset(0)
+        cartpole.randomize(rng)
+        state = cartpole.physical_state()
+        angles.append(np.sign(np.cos(state[1])))
+        positions.append(state[0])
+    assert 0.3 < np.mean(np.array(angles) > 0) < 0.7
+    assert min(positions) < -1
+    assert max(positions) > 1
