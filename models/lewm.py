@@ -107,8 +107,9 @@ class LeWM(nn.Module):
         # (N, h, w, n*3) in memory, which seen as (N, n*3, h, w) is channels-last: one copy, of bytes.
         pixels = frames.reshape(-1, n, height, width, channels).permute(0, 2, 3, 1, 4).flatten(3)
         pixels = pixels.permute(0, 3, 1, 2).to(self.pixel_mean.dtype)
-        mean, std = self.pixel_mean.repeat(n).view(1, -1, 1, 1), self.pixel_std.repeat(n).view(1, -1, 1, 1)
-        return self.encoder((pixels - mean) / std).view(*batch, -1)
+        scale = (1 / self.pixel_std).repeat(n).view(1, -1, 1, 1)
+        shift = (-self.pixel_mean / self.pixel_std).repeat(n).view(1, -1, 1, 1)
+        return self.encoder(torch.addcmul(shift, pixels, scale)).view(*batch, -1)
 
     def predict(self, z: Tensor, action: Tensor) -> Tensor:
         """Latents (..., D) and raw action blocks (..., K), oldest action first, to the next latents (..., D)."""

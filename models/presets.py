@@ -19,8 +19,8 @@ from models.predictors import PredictorConfig
 def tiny() -> LeWMConfig:
     """About a million parameters for CPUs, tests and the demo.
 
-    Four decisions between observations and a light KL term: with more weight on the KL the latents spend themselves on
-    looking Gaussian and less of the pole's angle can be read from them (docs/results/demo_preset.csv).
+    Four decisions between observations make the prediction worth something at 50 decisions a second. The KL term is
+    light: with more weight the latents spend themselves on looking Gaussian, and less of the state can be read from them.
     """
     return LeWMConfig(
         latent_dim=256,

@@ -94,7 +94,7 @@ def fit(
     torch.set_num_threads(_threads(config))
     dataset = Dataset.open(config.data)
     model = build_model(config, dataset, device)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, config.optim.weight_decay), lr=config.optim.lr)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, config.optim.weight_decay), lr=config.optim.lr, fused=True)
     loader = _loader(config, dataset, "train", device, rank)
     step = _resume(config, sink, model, optimizer, loader)
     trained = DistributedDataParallel(model) if ranks() > 1 else model

@@ -99,7 +99,7 @@ def rollout_strip(model: LeWM, dataset: Dataset, episode: int, gallery: np.ndarr
     real = torch.from_numpy(observations(recorded.frames, times, config)).to(device)
     action = recorded.action[first : first + blocks * config.frame_skip].reshape(1, blocks, -1)
     z_BD = model.encode(real[:1])
-    imagined_HD = model.rollout(z_BD, torch.from_numpy(action).to(device))[0]
+    imagined_HD = model.rollout(z_BD, torch.tensor(action, device=device))[0]
 
     nearest = np.zeros((blocks, dataset.size, dataset.size, 3), np.uint8)
     best = torch.full((blocks,), float("inf"), device=device)
