@@ -5,13 +5,15 @@ few seconds.
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -29,7 +31,7 @@ class Bar(Protocol):
 
 def say(text: str) -> None:
     """A line for the person watching, on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
 
 
 @contextmanager
@@ -77,18 +79,24 @@ class _Lines:
 
 
 def print_json(value: Any) -> None:
-    """The one JSON value of `--json`. Not-a-number becomes null, which JSON has."""
+    """The one JSON value of `--json`. What is not finite becomes null, which JSON has."""
     print(json.dumps(_plain(value), indent=2, allow_nan=False))
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; the first column is text, the others are figures."""
-    console = Console(highlight=False)
+def print_table(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    justify: Literal["left", "right"] = "right",
+) -> None:
+    """A table on standard output; the first column is text, the others are figures unless justified left."""
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, 120))
+        console = Console(highlight=False, markup=False, width=max(console.width, 120))
     table = Table(title=title, title_justify="left", title_style="bold")
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        table.add_column(name, justify="left" if index == 0 else justify, no_wrap=index == 0)
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -101,7 +109,9 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and value != value:
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, str | int | float | bool):
         return value

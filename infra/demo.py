@@ -28,7 +28,7 @@ from trainers.evaluation.planning import PlanningConfig, PlanningScore
 from trainers.evaluation.scorecard import ProbeScorecard
 
 ENVIRONMENT = "dmc/cartpole-swingup"
-STOP_STEP = {"cpu": 2500, "cuda": 20_000}
+STOP_STEP = {"cpu": 2200, "cuda": 20_000}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +42,7 @@ class DemoSettings:
     steps: int = 180
     """Decisions in an episode, of 0.02 s."""
     train_steps: int | None = None
-    """Training steps; 2,500 on a CPU and 20,000 on a GPU unless given."""
+    """Training steps; 2,200 on a CPU and 20,000 on a GPU unless given."""
     goals: int = 16
     """Goals to plan for."""
     workers: int = len(os.sched_getaffinity(0))

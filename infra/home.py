@@ -8,8 +8,10 @@ import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trainers.rundir import Run
+if TYPE_CHECKING:
+    from trainers.rundir import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +47,17 @@ class Home:
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.database}"
 
     def tracking_uri_to_read(self) -> str:
-        """`tracking_uri`, or a ValueError where it is a local file that is not there yet."""
-        if not os.environ.get("MLFLOW_TRACKING_URI") and not self.database.exists():
-            raise ValueError(f"there is no MLflow store at {self.database} yet: `lewm demo` or `lewm train` makes one")
+        """`tracking_uri`, or a ValueError where it is an SQLite file that is not there yet."""
+        scheme, separator, file = self.tracking_uri.partition("sqlite:///")
+        if separator and not scheme and not Path(file).exists():
+            raise ValueError(f"there is no MLflow store at {file} yet: `lewm demo` or `lewm train` makes one")
         return self.tracking_uri
 
 
-def find_run(argument: str, home: Home) -> Run:
+def find_run(argument: str, home: Home) -> "Run":
     """The run that a RUN argument means; ValueError with the closest names when there is none."""
+    from trainers.rundir import Run  # imports torch, which `lewm --help` does not wait for
+
     if argument.startswith("models:/"):
         from infra.registry import run_name_of
 

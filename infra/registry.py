@@ -17,6 +17,8 @@ from torch import nn
 
 from infra.tracking import MlflowTracker
 
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
 CHAMPION = "champion"
 SCORE = "val/probe/linear/w3/r2_mean"
 """The metric that promotion compares: mean R2 over observable columns, three latents, validation episodes."""
@@ -61,23 +63,28 @@ def register(
     """
     import mlflow
     import torch
+    from mlflow.pytorch import log_model
 
     mlflow.set_tracking_uri(tracker.tracking_uri)
     with torch.no_grad():
         outputs = module(*(torch.from_numpy(array) for array in inputs))
     signature = _signature(inputs, [output.numpy() for output in outputs])
-    with mlflow.start_run(run_id=tracker.run_id), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mlflow and torch.export warn about each other's deprecations
-        info = mlflow.pytorch.log_model(
-            module,
-            name="model",
-            signature=signature,
-            input_example=inputs,  # pyright: ignore[reportArgumentType]
-            registered_model_name=name,
-            serialization_format="pt2",
-            extra_files=[str(path) for path in files],
-            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
-        )
+        mlflow.start_run(run_id=tracker.run_id)
+        try:
+            info = log_model(
+                module,
+                name="model",
+                signature=signature,
+                input_example=inputs,  # pyright: ignore[reportArgumentType]
+                registered_model_name=name,
+                serialization_format="pt2",
+                extra_files=[str(path) for path in files],
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
+            )
+        finally:
+            mlflow.end_run()
     version = str(info.registered_model_version)
     for key, value in tags.items():
         tracker.client.set_model_version_tag(name, version, key, value)
@@ -175,7 +182,6 @@ def _signature(inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> A
 
 
 def _client(tracking_uri: str) -> Any:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri)

@@ -23,8 +23,9 @@ find_python() {
     fail "no Python 3.11 or 3.12 found: install one, or name it with make PYTHON=/path/to/python3.12"
 }
 
-# MuJoCo renders through one of these; ldconfig may be outside an ordinary user's PATH.
-has_library() { PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q "$1"; }
+# MuJoCo renders through one of these; ldconfig may be outside an ordinary user's PATH. grep reads to the end: with -q it
+# would end ldconfig by SIGPIPE, which pipefail takes for a library that is not there.
+has_library() { PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep "$1" >/dev/null; }
 
 missing_packages() {
     has_library libOSMesa.so || echo libosmesa6
@@ -40,13 +41,13 @@ install_system_packages() {
     [ "${#packages[@]}" -eq 0 ] && return
     local prefix=()
     [ "$(id -u)" -eq 0 ] || prefix=(sudo -n)
-    local command="apt-get install -y --no-install-recommends ${packages[*]}"
+    local command=(apt-get install -y --no-install-recommends "${packages[@]}")
     if command -v apt-get >/dev/null && { [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null; }; then
         say "installing ${packages[*]}"
-        "${prefix[@]}" apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive "${prefix[@]}" $command >/dev/null && return
+        "${prefix[@]}" apt-get update -qq || say "apt-get update failed; trying with the lists that are here"
+        "${prefix[@]}" env DEBIAN_FRONTEND=noninteractive "${command[@]}" >/dev/null && return
     fi
-    fail "these system packages are missing; install them and run make again:  sudo $command"
+    fail "these system packages are missing; install them and run make again:  sudo ${command[*]}"
 }
 
 find_python

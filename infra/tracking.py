@@ -7,8 +7,10 @@ user turned it on.
 """
 
 import json
+import logging
 import math
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -20,9 +22,11 @@ from matplotlib.figure import Figure
 from shards.dataset import Dataset
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it announces every new database
 
 _BATCH, _SECONDS = 500, 2.0
-_PARAM_LIMIT = 500
+_NOT_FINITE = "metrics_not_finite"
+_PARAM_LIMIT, _PARAM_BATCH = 500, 100
 _DIGEST_LIMIT = 32
 """MLflow takes 36 characters for a dataset's digest; the whole of it is in the tag `dataset_digest`."""
 
@@ -38,7 +42,7 @@ class MlflowTracker:
         self._run_id = run_id
         self._metrics: list[Any] = []
         self._flushed = time.monotonic()
-        self._not_finite = 0
+        self._not_finite = self._counted = 0
 
     @staticmethod
     def create(tracking_uri: str, artifacts: Path, *, experiment: str, name: str) -> "MlflowTracker":
@@ -61,7 +65,14 @@ class MlflowTracker:
     @staticmethod
     def attach(tracking_uri: str, run_id: str) -> "MlflowTracker":
         """An existing run, set running again."""
+        from mlflow.exceptions import MlflowException
+
         tracker = MlflowTracker(tracking_uri, run_id)
+        try:
+            run = tracker.client.get_run(run_id)
+        except MlflowException as error:
+            raise ValueError(f"the MLflow store {tracking_uri} has no run {run_id}: is it another --home?") from error
+        tracker._not_finite = tracker._counted = int(run.data.tags.get(_NOT_FINITE, 0))
         tracker.client.update_run(run_id, status="RUNNING")
         return tracker
 
@@ -73,7 +84,8 @@ class MlflowTracker:
         from mlflow.entities import Param
 
         values = [Param(key, str(value)[:_PARAM_LIMIT]) for key, value in params.items()]
-        self.client.log_batch(self._run_id, params=values)
+        for begin in range(0, len(values), _PARAM_BATCH):
+            self.client.log_batch(self._run_id, params=values[begin : begin + _PARAM_BATCH])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
@@ -126,23 +138,25 @@ class MlflowTracker:
         self.client.log_inputs(self._run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
 
     def history(self, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-        """Every recorded (step, value) of the metrics `names`, by step."""
+        """(step, value) of the metrics `names`, by step. Of a step that was done again after a restart, the last."""
         self.flush()
+        found = {name: self.client.get_metric_history(self._run_id, name) for name in names}
         return {
-            name: sorted((metric.step, metric.value) for metric in self.client.get_metric_history(self._run_id, name))
-            for name in names
+            name: sorted({each.step: each.value for each in sorted(metrics, key=lambda each: each.timestamp)}.items())
+            for name, metrics in found.items()
         }
 
     def flush(self) -> None:
         metrics, self._metrics = self._metrics, []
         for begin in range(0, len(metrics), _BATCH):
             self.client.log_batch(self._run_id, metrics=metrics[begin : begin + _BATCH])
-        if self._not_finite:
-            self.client.set_tag(self._run_id, "metrics_not_finite", str(self._not_finite))
+        if self._not_finite != self._counted:
+            self._counted = self._not_finite
+            self.client.set_tag(self._run_id, _NOT_FINITE, str(self._not_finite))
         self._flushed = time.monotonic()
 
     def close(self, status: str = "FINISHED") -> None:
-        """Write what is buffered and end the run as FINISHED or FAILED."""
+        """Write what is buffered and end the run as FINISHED, FAILED or KILLED."""
         self.flush()
         self.client.set_terminated(self._run_id, status)
 
@@ -150,6 +164,8 @@ class MlflowTracker:
 def _code_version() -> dict[str, str]:
     """The commit of the checkout that this code runs from, where there is one."""
     root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return {}
     git = ["git", "-C", str(root)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if commit.returncode:

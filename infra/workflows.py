@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import cast
 
 import torch
 
 from collectors.envs import EnvConfig, make_env
+from collectors.envs.base import Quality
 from infra.home import Home
 from infra.registry import register
 from infra.tracking import MlflowTracker
@@ -80,13 +82,17 @@ def train(
         tracker.log_json("config.json", json.loads(config_json(config)))
         tracker.log_dataset(dataset, context="train")
         tracker.set_tags({"config_id": config_id(config), "dataset_digest": dataset.digest, "preset": config.preset})
-    summary = train_on_ray(
-        config,
-        path,
-        make_tracker=partial(MlflowTracker.attach, tracking_uri, tracker.run_id),
-        max_failures=max_failures,
-        on_progress=on_progress,
-    )
+    try:
+        summary = train_on_ray(
+            config,
+            path,
+            make_tracker=partial(MlflowTracker.attach, tracking_uri, tracker.run_id),
+            max_failures=max_failures,
+            on_progress=on_progress,
+        )
+    except BaseException as error:
+        tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
     tracker.log_figure("loss_curves", figures.loss_curves(tracker.history(_CURVES)))
     tracker.close()
     return Trained(run, summary, tracker.run_id)
@@ -117,7 +123,7 @@ def plan(run: Run, tracker: MlflowTracker, device: torch.device, config: Plannin
             name=dataset.environment,
             size=dataset.size,
             camera=common.camera,
-            quality=common.quality,
+            quality=cast(Quality, common.quality),
             action_repeat=common.action_repeat,
         )
     )

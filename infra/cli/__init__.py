@@ -1,8 +1,8 @@
 """The command line: `lewm <verb>`. A verb is a module of this package, imported only when it is asked for.
 
-A verb's module has `Args`, a frozen dataclass whose field docstrings are its help, and `run(args)`. Verbs with
-sub-verbs have a dictionary `VERBS` of such pairs instead. A mistake of the user is one line on standard error. Exit
-codes: 0 done, 1 failed, 2 bad usage or input, 130 interrupted. LEWM_DEBUG=1 shows tracebacks.
+A verb's module has `Args`, a frozen dataclass whose field docstrings are its help, and `run(args)`; one with sub-verbs
+has a dictionary `VERBS` instead. A mistake of the user is one line on standard error. Exit codes: 0 done, 1 failed,
+2 bad usage or input, 130 interrupted. LEWM_DEBUG=1 shows tracebacks.
 """
 
 import importlib
@@ -13,6 +13,7 @@ from contextlib import redirect_stderr
 from difflib import get_close_matches
 from typing import Any
 
+from infra.cli.common import Verb
 from infra.cli.errors import Failed, one_line
 
 HELP = {
@@ -57,11 +58,11 @@ def _dispatch(verb: str, rest: list[str]) -> int:
         hint = get_close_matches(verb, HELP, n=1)
         raise ValueError(f"unknown verb{f', did you mean {hint[0]!r}' if hint else ''}? `lewm --help` lists them")
     module = importlib.import_module(f"infra.cli.{verb}")
-    if not hasattr(module, "VERBS"):
-        return _call(module, f"lewm {verb}", rest)
-    verbs: dict[str, Any] = module.VERBS
+    verbs: dict[str, Verb] | None = getattr(module, "VERBS", None)
+    if verbs is None:
+        return _call(Verb(module.Args, module.run, getattr(module, "parse", None)), f"lewm {verb}", rest)
     if not rest or rest[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {(each.__doc__ or '').strip().splitlines()[0]}" for name, each in verbs.items()]
+        lines = [f"  {name:<10} {each.help}" for name, each in verbs.items()]
         print("\n".join([f"usage: lewm {verb} VERB [options]", "", *lines]))
         return 0
     name, *rest = rest
@@ -70,11 +71,10 @@ def _dispatch(verb: str, rest: list[str]) -> int:
     return _call(verbs[name], f"lewm {verb} {name}", rest)
 
 
-def _call(module: Any, program: str, rest: list[str]) -> int:
+def _call(verb: Verb, program: str, words: list[str]) -> int:
     """Parse with the verb's own parser, or with tyro, and run it."""
-    parse = getattr(module, "parse", None)
-    args = parse(program, rest) if parse else parse_args(module.Args, program, rest)
-    return module.run(args) or 0
+    args = verb.parse(program, words) if verb.parse else parse_args(verb.args, program, words)
+    return verb.run(args) or 0
 
 
 def parse_args(kind: Any, program: str, rest: list[str], default: Any = None) -> Any:
@@ -101,7 +101,10 @@ def _usage() -> str:
 def _report(verb: str, error: Exception, code: int) -> int:
     if os.environ.get("LEWM_DEBUG") == "1":
         raise error
-    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    else:
+        text = " ".join(str(error).split()) or type(error).__name__
     known = isinstance(error, Failed | ValueError | OSError)
     prefix = "" if known else f"unexpected {type(error).__name__}: "
     suffix = "" if known else " (LEWM_DEBUG=1 shows where)"

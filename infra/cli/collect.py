@@ -21,7 +21,7 @@ from shards.codec import Encoding
 class Args(Common):
     """Record episodes of a task into shards with Ray actors. Run the same command again to go on."""
 
-    env: Annotated[str, tyro.conf.Positional] = ""
+    env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")] = ""
     """Environment, such as dmc/cartpole-swingup."""
     list: bool = False
     """Show every environment with its action size and cameras."""

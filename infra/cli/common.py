@@ -1,10 +1,31 @@
-"""Options that several verbs share."""
+"""What the verbs share: their type, the options of most, and how paths and devices are read."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from infra.home import Home
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """What a word of the command line does: `run(args)`, where `args` is an instance of the dataclass `args`.
+
+    `parse(program, words)` makes that instance where tyro alone does not suffice.
+    """
+
+    args: Any
+    run: Callable[[Any], int | None]
+    parse: Callable[[str, list[str]], Any] | None = None
+
+    @property
+    def help(self) -> str:
+        """The first sentence of the arguments' docstring."""
+        return " ".join(str(self.args.__doc__).split()).split(". ")[0].removesuffix(".")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +46,7 @@ def absolute(path: Path | str) -> Path:
     return Path(os.path.expanduser(path)).absolute()
 
 
-def pick_device(name: str) -> str:
+def pick_device(name: Device) -> str:
     """`auto` to `cuda` where there is one; ValueError for a CUDA that is not there."""
     import torch
 

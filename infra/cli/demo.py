@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from collectors.fleet import CollectionFailed
-from infra.cli.common import Common, pick_device
+from infra.cli.common import Common, Device, pick_device
 from infra.cli.errors import Failed
 from infra.cli.plan import print_planning
 from infra.cli.probe import print_probe
@@ -19,7 +19,7 @@ from trainers.ray_train import TrainingFailed
 class Args(Common):
     """Collect cartpole episodes, train the tiny preset, probe it, plan with it, register it. A few minutes."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """Device that trains: auto, cpu or cuda."""
     settings: Annotated[DemoSettings, tyro.conf.arg(name="")] = field(default_factory=DemoSettings)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from infra.cli.common import Common, pick_device
+from infra.cli.common import Common, Device, pick_device
 from infra.console import print_json, print_table
 from models.planners import CEMConfig
 from trainers.evaluation.planning import PlanningConfig, PlanningScore
@@ -15,13 +15,13 @@ from trainers.evaluation.planning import PlanningConfig, PlanningScore
 class Args(Common):
     """Plan from states of held-out episodes to what followed them, with CEM in latent space."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory, run name, or models:/NAME@alias."""
     goals: int = 16
     """Goals, each from a held-out episode."""
     seed: int = 0
     """Seed of the goals, of the random actions and of the planner."""
-    device: str = "auto"
+    device: Device = "auto"
     """Device that plans: auto, cpu or cuda."""
     solver: CEMConfig = field(default_factory=CEMConfig)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from infra.cli.common import Common, pick_device
+from infra.cli.common import Common, Device, pick_device
 from infra.console import print_json, print_table, say
 from trainers.evaluation.scorecard import ProbeScorecard
 
@@ -14,9 +14,9 @@ from trainers.evaluation.scorecard import ProbeScorecard
 class Args(Common):
     """Probe a run's latents for physical state on held-out episodes, beside two baselines."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory, run name, or models:/NAME@alias."""
-    device: str = "auto"
+    device: Device = "auto"
     """Device that encodes: auto, cpu or cuda."""
 
 

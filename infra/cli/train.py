@@ -14,6 +14,11 @@ from infra.console import print_json, print_table, progress, say
 from trainers.config import TrainConfig, load_train_config, train_preset
 
 
+def _preset(name: str) -> TrainConfig:
+    """A preset whose dataset the command line has still to give."""
+    return replace(train_preset(name, ""), data=tyro.MISSING)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Args(Common):
     """Train a model on a dataset. A run of the same name that was interrupted goes on where it stood."""
@@ -26,9 +31,7 @@ class Args(Common):
     """Times that a failed job is restarted from its latest checkpoint."""
     from_config: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Configuration of another run (its config.json) to start from, instead of a preset."""
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: train_preset("tiny", tyro.MISSING)
-    )
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: _preset("tiny"))
 
 
 def parse(program: str, words: list[str]) -> Args:
@@ -40,10 +43,7 @@ def parse(program: str, words: list[str]) -> Args:
         known, _ = first.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from error
-    if known.source is not None:
-        base = load_train_config(absolute(known.source))
-    else:
-        base = train_preset(known.preset, tyro.MISSING)
+    base = load_train_config(absolute(known.source)) if known.source is not None else _preset(known.preset)
     args: Args = parse_args(Args, program, words, default=Args(config=base))
     return replace(args, config=replace(args.config, data=str(absolute(args.config.data))))
 
@@ -59,7 +59,7 @@ def run(args: Args) -> None:
     name = args.name or workflows.default_run_name(environment, config.preset)
     home = args.find_home()
     ensure_ray(args.address)
-    say(f"training [bold]{name}[/bold] for {config.stop_step:,} steps of {config.batch_size} windows")
+    say(f"training {name} for {config.stop_step:,} steps of {config.batch_size} windows")
     with progress("train", config.stop_step, "steps") as bar:
         try:
             trained = workflows.train(
