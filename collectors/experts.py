@@ -6,13 +6,13 @@ regulator's gains come from a finite-difference linearisation of the simulator a
 
 from typing import Any
 
-import mujoco
+import mujoco as _mujoco
 import numpy as np
 
 from collectors.envs.base import Env, EnvSpec
 from collectors.policies import Policy
 
-_GRAVITY = 9.81
+mujoco: Any = _mujoco  # its compiled modules have no stubs
 
 
 def make_expert(spec: EnvSpec) -> Policy:
@@ -40,6 +40,7 @@ class CartpoleExpert:
         self._arm = float(np.linalg.norm(model.body_ipos[pole]))
         self._inertia = self._pole_mass * self._arm**2 + float(model.body_inertia[pole].max())
         self._gear = float(model.actuator_gear[0, 0])
+        self._gravity = float(-model.opt.gravity[2])
         self._gain = _regulator(model)
 
     def act(self, env: Env) -> np.ndarray:
@@ -53,7 +54,7 @@ class CartpoleExpert:
 
     def _swing_up(self, x: float, angle: float, speed: float, turning: float) -> float:
         """Accelerate the cart so that the pole's energy goes to that of standing still upright, and stay near 0."""
-        potential = self._pole_mass * _GRAVITY * self._arm * (np.cos(angle) - 1)
+        potential = self._pole_mass * self._gravity * self._arm * (np.cos(angle) - 1)
         energy = 0.5 * self._inertia * turning**2 + potential
         # At rest the energy law is silent, and any push will do.
         push = 40 * energy * turning * np.cos(angle) if abs(turning) >= 0.05 else 3.0

@@ -14,7 +14,11 @@ from collectors.policies import draw, make_policy
 from shards.episode import Episode, EpisodeInfo
 
 
-class BadFrame(RuntimeError):
+class EpisodeFailed(RuntimeError):
+    """The simulator or its renderer failed; the message names the episode, its seed and the step."""
+
+
+class BadFrame(EpisodeFailed):
     """The renderer gave a frame that cannot be right."""
 
 
@@ -31,7 +35,7 @@ def begin(env: Env, seed: int, *, random_start: bool) -> None:
 
 
 def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
-    """Record episode `number`. Raises BadFrame or RuntimeError, naming the episode, when the simulator fails."""
+    """Record episode `number`. Raises EpisodeFailed when the simulator or the renderer fails."""
     seed = episode_seed(config.seed, number)
     rng = np.random.default_rng([seed, 0])
     policy_config = draw(config.policy, rng)
@@ -39,20 +43,28 @@ def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
     policy = make_policy(policy_config, env.spec)
     steps = config.steps or env.spec.max_steps
 
-    begin(env, seed, random_start=random_start)
-    policy.reset(env, rng)
     size = env.spec.size
     frames = np.empty((steps + 1, size, size, 3), np.uint8)
     action = np.empty((steps, env.spec.action_size), np.float32)
     reward = np.empty(steps, np.float32)
     state = np.empty((steps + 1, len(env.spec.columns)), np.float32)
-    for step in range(steps + 1):
-        frames[step], state[step] = env.render(), env.physical_state()
-        if not np.isfinite(state[step]).all():
-            raise RuntimeError(f"episode {number} (seed {seed}): the physics is not finite at step {step}")
-        if step < steps:
-            action[step] = policy.act(env)
-            reward[step] = env.step(action[step])
+    step = 0
+    try:
+        begin(env, seed, random_start=random_start)
+        policy.reset(env, rng)
+        for step in range(steps + 1):
+            frames[step], state[step] = env.render(), env.physical_state()
+            if not np.isfinite(state[step]).all():
+                raise FloatingPointError("the physics is not finite")
+            if step < steps:
+                action[step] = policy.act(env)
+                reward[step] = env.step(action[step])
+    except Exception as error:
+        start = " from a random start" if random_start else ""
+        raise EpisodeFailed(
+            f"episode {number} of {env.spec.name} (seed {seed}{start}) failed at step {step}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     visible = [column.observable == "one_frame" for column in env.spec.columns]
     _check_frames(frames, state[:, visible], number)
     info = EpisodeInfo(
@@ -75,10 +87,25 @@ def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
 
 
 def replay(env: Env, info: EpisodeInfo, action: np.ndarray, steps: int) -> None:
-    """Bring `env` to the state that the episode `info` was in after the first `steps` of its actions (T, A)."""
+    """Bring `env` to the state that the episode `info` was in after the first `steps` of its actions (T, A).
+
+    Raises ValueError when `env` is not what recorded the episode: the result would be another state.
+    """
+    recorded = (info.environment, info.action_repeat, dict(info.versions))
+    here = (env.spec.name, env.spec.action_repeat, dict(env.spec.versions))
+    if recorded != here:
+        raise ValueError(
+            f"{info.key} cannot be replayed exactly: it was recorded with {_described(*recorded)}, "
+            f"this is {_described(*here)}"
+        )
     begin(env, info.episode_seed, random_start=bool(info.policy.get("random_start", False)))
     for step in range(steps):
         env.step(action[step])
+
+
+def _described(name: str, action_repeat: int, versions: dict[str, str]) -> str:
+    packages = ", ".join(f"{package} {version}" for package, version in sorted(versions.items()))
+    return f"{name}, action repeat {action_repeat}, {packages}"
 
 
 def _check_frames(frames: np.ndarray, visible: np.ndarray, number: int) -> None:

@@ -20,7 +20,7 @@ def tiny() -> LeWMConfig:
     """About a million parameters for CPUs, tests and the demo.
 
     Four decisions between observations make the prediction worth something at 50 decisions a second. The KL term is
-    light: with more weight the latents spend themselves on looking Gaussian, and less of the state can be read from them.
+    light: with more weight the latents spend themselves on looking Gaussian, and less of the state can be read.
     """
     return LeWMConfig(
         latent_dim=256,

@@ -30,6 +30,8 @@ class EnvConfig:
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 1024:
             raise ValueError(f"size must be between 16 and 1024 pixels, not {self.size}")
+        if self.quality not in QUALITIES:
+            raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, not {self.quality!r}")
         if self.action_repeat is not None and self.action_repeat < 1:
             raise ValueError(f"action_repeat must be at least 1, not {self.action_repeat}")
 
@@ -69,7 +71,10 @@ class Env(Protocol):
         ...
 
     def randomize(self, rng: np.random.Generator) -> None:
-        """Move to a random configuration: joints uniform over their range, modest velocities. For coverage."""
+        """Move to a random configuration, for coverage: joints uniform over most of their range, modest velocities.
+
+        All else stays as `reset` left it.
+        """
         ...
 
     def step(self, action: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-import mujoco
+import mujoco as _mujoco
 import numpy as np
 from dm_control import suite
 
@@ -19,16 +19,24 @@ from collectors.envs.base import EnvConfig, EnvEntry, EnvSpec
 from collectors.rendering import FrameRenderer
 from shards.episode import StateColumn
 
+mujoco: Any = _mujoco  # its compiled modules have no stubs
+
 ACTION_REPEAT = 2
+_CONTROL_STEPS = 1000
+"""Length of an episode where the suite sets no limit, as of all its other tasks."""
+_RANGE = 0.7
+"""Share of a limited joint's range, about its middle, that random configurations cover: stops would only collide."""
+_HINGE_SPEED, _SLIDE_SPEED = 2.0, 0.2
+"""Standard deviations of a random configuration's velocities, in rad/s and m/s."""
 _PREFIX = "dmc/"
-_JOINT_NAMES = {"cartpole": {"slider": "cart", "hinge_1": "pole"}}
+_JOINT_NAMES = {"cartpole": {"slider": "cart", "hinge_1": "pole", "hinge_2": "pole_2", "hinge_3": "pole_3"}}
 _ROOT_SLIDES = ("rootx", "root_x", "rooty", "root_y")
 _MODEL_FIELDS = (
     "geom_pos", "geom_quat", "geom_size", "geom_rgba", "geom_friction", "body_pos", "body_quat", "body_mass",
     "body_inertia", "site_pos", "site_size", "mat_rgba", "light_pos", "cam_pos", "cam_quat", "dof_damping",
-    "actuator_gear", "hfield_data",
+    "actuator_gear", "wrap_prm", "hfield_data",
 )  # fmt: skip
-"""Everything in a model that a task's reset may write: targets, sizes, terrain, colours."""
+"""Everything in a model that a task's reset may write: targets, sizes, terrain, tendons, colours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +70,15 @@ def entry(name: str) -> EnvEntry:
 
 
 class DMControlEnv:
-    """One dm_control task with a renderer of its own; dm_control's render thread is never started."""
+    """One dm_control task with a renderer of its own, made at the first frame.
+
+    dm_control's render thread is never started. The task's end is not obeyed: an episode has the length asked for.
+    """
 
     def __init__(self, config: EnvConfig) -> None:
         self._env = _load(config.name)
         self._physics = self._env.physics
+        self._physics._make_rendering_contexts = lambda: None  # a task would open one, only to load terrain into it
         model = self._physics.model.ptr
         cameras = _cameras(model)
         camera = config.camera or cameras[0]
@@ -79,7 +91,7 @@ class DMControlEnv:
         described = list(_describe(model, domain, follows=_follows(model, cameras.index(camera))))
         self._readers = [reader for _, reader in described]
         # Episodes are as long as the collector wants; the suite's own limit is where they end by default.
-        limit = int(self._env._step_limit)
+        limit = int(min(self._env._step_limit, _CONTROL_STEPS))
         self._env._step_limit = float("inf")
         self.spec = EnvSpec(
             name=config.name,
@@ -96,7 +108,8 @@ class DMControlEnv:
                 "dm_control": importlib.metadata.version("dm-control"),
             },
         )
-        self._renderer = FrameRenderer(model, size=config.size, camera=cameras.index(camera), quality=config.quality)
+        self._camera = cameras.index(camera)
+        self._renderer: FrameRenderer | None = None
 
     @property
     def physics(self) -> Any:
@@ -106,31 +119,37 @@ class DMControlEnv:
     def reset(self, seed: int) -> None:
         self._env.task._random = np.random.RandomState(seed)
         self._env.reset()
+        self._reload_terrain()
 
     def randomize(self, rng: np.random.Generator) -> None:
         model, data = self._physics.model.ptr, self._physics.data.ptr
-        with self._physics.reset_context():
-            for joint in range(model.njnt):
-                kind, address = model.jnt_type[joint], model.jnt_qposadr[joint]
-                velocity = model.jnt_dofadr[joint]
-                if model.jnt_limited[joint]:
-                    low, high = model.jnt_range[joint]
-                    centre, half = (low + high) / 2, (high - low) / 2
-                    data.qpos[address] = rng.uniform(centre - 0.85 * half, centre + 0.85 * half)
-                elif kind == mujoco.mjtJoint.mjJNT_HINGE:
-                    data.qpos[address] = rng.uniform(-np.pi, np.pi)
-                else:
-                    continue
-                data.qvel[velocity] = rng.normal(0.0, 2.0 if kind == mujoco.mjtJoint.mjJNT_HINGE else 0.5)
+        hinge, slide = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)
+        for joint in range(model.njnt):
+            kind, limited = model.jnt_type[joint], model.jnt_limited[joint]
+            if kind not in (hinge, slide) or (kind == slide and not limited):
+                continue
+            low, high = model.jnt_range[joint]
+            centre, half = (low + high) / 2, (high - low) / 2
+            bounds = (centre - _RANGE * half, centre + _RANGE * half) if limited else (-np.pi, np.pi)
+            data.qpos[model.jnt_qposadr[joint]] = rng.uniform(*bounds)
+            data.qvel[model.jnt_dofadr[joint]] = rng.normal(0.0, _HINGE_SPEED if kind == hinge else _SLIDE_SPEED)
+        data.qacc_warmstart[:] = 0  # of the configuration that was left
+        self._physics.after_reset()
 
     def step(self, action: np.ndarray) -> float:
         scaled = self._low + (np.clip(action, -1.0, 1.0) + 1.0) * 0.5 * (self._high - self._low)
         reward = 0.0
         for _ in range(self.spec.action_repeat):
-            reward += float(self._env.step(scaled).reward or 0.0)
-        return reward
+            reward += self._env.step(scaled).reward
+            self._env._reset_next_step = False
+        return float(reward)
 
     def render(self) -> np.ndarray:
+        if self._renderer is None:
+            spec = self.spec
+            self._renderer = FrameRenderer(
+                self._physics.model.ptr, size=spec.size, camera=self._camera, quality=spec.quality
+            )
         return self._renderer.render(self._physics.data.ptr)
 
     def physical_state(self) -> np.ndarray:
@@ -162,12 +181,18 @@ class DMControlEnv:
         mujoco.mj_forward(model, data)
         data.qacc_warmstart[:] = warm_start
         self._env._reset_next_step = False
+        self._reload_terrain()
 
     def success(self) -> bool | None:
         return None
 
     def close(self) -> None:
-        self._renderer.close()
+        if self._renderer is not None:
+            self._renderer.close()
+
+    def _reload_terrain(self) -> None:
+        if self._renderer is not None:
+            self._renderer.reload_terrain()
 
 
 def _load(name: str) -> Any:

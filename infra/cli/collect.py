@@ -28,7 +28,7 @@ class Args(Common):
     episodes: int = 100
     """Episodes that the dataset is to hold."""
     policy: Literal["random", "noise", "expert", "mixed"] = "random"
-    """Behaviour: uniform random, coloured noise, the scripted expert, or half noise and half noisy expert."""
+    """Behaviour: uniform random, coloured noise, the scripted expert, or gentle noise mixed with noisy experts."""
     random_start: float = 0.0
     """Share of episodes that begin in a random configuration."""
     size: int = 64

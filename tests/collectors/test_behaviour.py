@@ -60,7 +60,7 @@ def test_the_mixture_uses_every_policy_and_records_it(env):
     config = replace(CONFIG, steps=1)
     policies = [dict(record_episode(env, config, number).info.policy) for number in range(60)]
     assert {policy["kind"] for policy in policies} == {"noise", "expert"}
-    assert {policy["noise"] for policy in policies if policy["kind"] == "expert"} == {0.0, 0.1, 0.3, 0.6}
+    assert {policy["noise"] for policy in policies if policy["kind"] == "expert"} == {0.1, 0.3, 0.6, 1.0}
     assert 15 < sum(policy["random_start"] for policy in policies) < 45
 
 
@@ -107,11 +107,46 @@ def test_configurations_are_checked_and_hashed():
             replace(CONFIG, **change)
     with pytest.raises(ValueError, match="correlation"):
         NoiseConfig(correlation=1.0)
+    with pytest.raises(ValueError, match="scale"):
+        NoiseConfig(scale=-1.0)
+    with pytest.raises(ValueError, match="correlation"):
+        ExpertConfig(correlation=-0.5)
+    with pytest.raises(ValueError, match="noise"):
+        ExpertConfig(noise=-1.0)
     with pytest.raises(ValueError, match="at least one"):
         MixtureConfig(policies=())
     with pytest.raises(ValueError, match="random, noise, expert, mixed"):
         named_policy("clever")
     assert draw(RandomConfig(), np.random.default_rng(0)) == RandomConfig()
+
+
+def test_a_replay_elsewhere_is_refused(env):
+    from collectors.envs import make_env
+    from collectors.rollout import record_episode, replay
+
+    episode = record_episode(env, CONFIG, 0)
+    other = make_env(replace(CONFIG.env, action_repeat=4))
+    with pytest.raises(ValueError, match=r"action repeat 2, .*action repeat 4"):
+        replay(other, episode.info, episode.action, 1)
+    other.close()
+    with pytest.raises(ValueError, match="mujoco 1\\.2\\.3"):
+        replay(env, replace(episode.info, versions={"mujoco": "1.2.3"}), episode.action, 1)
+
+
+def test_a_simulator_that_fails_names_the_episode(env, monkeypatch):
+    from collectors.rollout import EpisodeFailed, episode_seed, record_episode
+
+    def explode(action):
+        raise RuntimeError("the contact solver gave up")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(env, "step", explode)
+        with pytest.raises(EpisodeFailed, match=rf"episode 3 .*{episode_seed(0, 3)}.*step 0.*contact solver"):
+            record_episode(env, CONFIG, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(env, "physical_state", lambda: np.full(4, np.nan, np.float32))
+        with pytest.raises(EpisodeFailed, match=r"episode 3 .*not finite"):
+            record_episode(env, CONFIG, 3)
 
 
 def test_bad_frames_are_noticed(env, monkeypatch):

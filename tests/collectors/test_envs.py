@@ -5,7 +5,16 @@ import pytest
 
 from collectors.envs.base import Env, EnvConfig
 
-SAMPLE = ("dmc/cartpole-swingup", "dmc/reacher-easy", "dmc/walker-walk", "dmc/finger-turn_hard")
+SAMPLE = (
+    "dmc/cartpole-swingup",
+    "dmc/reacher-easy",
+    "dmc/walker-walk",
+    "dmc/finger-turn_hard",
+    "dmc/point_mass-hard",
+    "dmc/manipulator-bring_ball",
+    "dmc/swimmer-swimmer6",
+    "dmc/lqr-lqr_2_1",
+)
 
 
 @pytest.fixture(params=SAMPLE)
@@ -47,6 +56,23 @@ def test_a_saved_state_comes_back_exactly(env):
     np.testing.assert_array_equal(states, again[0])
     assert rewards == again[1]
     np.testing.assert_array_equal(frame, again[2])
+
+
+@pytest.mark.slow
+def test_every_task_starts_steps_renders_and_comes_back_exactly(gl):
+    from collectors.envs import environment_names, make_env
+
+    names = environment_names()
+    assert len(names) > 45
+    for name in names:
+        env = make_env(EnvConfig(name=name, size=32))
+        try:
+            test_a_saved_state_comes_back_exactly(env)
+            columns = [column.name for column in env.spec.columns]
+            assert len(set(columns)) == len(columns) == len(env.physical_state()), name
+            assert env.spec.max_steps > 0, name
+        finally:
+            env.close()
 
 
 def test_reset_is_a_function_of_the_seed(env):
@@ -140,6 +166,59 @@ def test_bad_names_and_cameras_are_refused_with_a_hint(gl):
         make_env(EnvConfig(name="dmc/cartpole-swingup", camera="top"))
     with pytest.raises(ValueError, match="size"):
         EnvConfig(name="dmc/cartpole-swingup", size=4)
+    with pytest.raises(ValueError, match="fast, full"):
+        EnvConfig(name="dmc/cartpole-swingup", quality="pretty")  # pyright: ignore[reportArgumentType]
+
+
+def test_terrain_that_a_reset_draws_is_what_is_shown(gl):
+    """MuJoCo copies height fields when a renderer is made; later ones must be handed over."""
+    from collectors.envs import make_env
+
+    def terrain(seed: int, *, before: int | None = None, restored: bool = False) -> np.ndarray:
+        env = make_env(EnvConfig(name="dmc/quadruped-escape"))
+        try:
+            if before is not None:
+                env.reset(before)
+                env.render()
+            env.reset(seed)
+            if restored:
+                saved = env.get_state()
+                env.reset(seed + 1)
+                env.render()
+                env.set_state(saved)
+            return env.render()
+        finally:
+            env.close()
+
+    shown = terrain(1)
+    np.testing.assert_array_equal(shown, terrain(1, before=2))
+    np.testing.assert_array_equal(shown, terrain(1, restored=True))
+    assert not np.array_equal(shown, terrain(3))
+
+
+def test_a_task_that_ends_early_does_not_begin_again_within_an_episode(cartpole, monkeypatch):
+    cartpole.reset(0)
+    expected = drive(cartpole, 4, 0)
+    cartpole.reset(0)
+    monkeypatch.setattr(cartpole._env.task, "get_termination", lambda physics: 0.0)
+    states, rewards, _ = drive(cartpole, 4, 0)
+    np.testing.assert_array_equal(states, expected[0])
+    assert rewards == expected[1]
+
+
+def test_a_random_configuration_leaves_the_rest_as_reset_put_it(gl):
+    from collectors.envs import make_env
+
+    env = make_env(EnvConfig(name="dmc/manipulator-bring_ball"))
+    names = [column.name for column in env.spec.columns]
+    ball = [names.index(f"ball_{axis}_position") for axis in "xz"]
+    env.reset(0)
+    before = env.physical_state()
+    env.randomize(np.random.default_rng(0))
+    after = env.physical_state()
+    env.close()
+    np.testing.assert_array_equal(before[ball], after[ball])
+    assert not np.array_equal(before, after)
 
 
 def test_random_configurations_cover_the_circle(cartpole):
