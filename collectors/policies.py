@@ -45,7 +45,7 @@ class ExpertConfig:
 
     kind: Literal["expert"] = "expert"
     noise: float = 0.0
-    correlation: float = 0.5
+    correlation: float = 0.9
 
     def __post_init__(self) -> None:
         if self.noise < 0:
@@ -88,8 +88,8 @@ class Policy(Protocol):
 def named_policy(name: str) -> RandomConfig | NoiseConfig | ExpertConfig | MixtureConfig:
     """The policy that a word of the command line means.
 
-    `mixed` is three parts coloured noise and four parts noisy expert. Slower noise drives a cart against its stops, out
-    of the camera's view; an expert without noise says nothing about what other actions would have done.
+    `mixed` is three parts coloured noise and four parts noisy expert. Noise must last longer than a block of actions for
+    a model to learn what actions do: white noise averages out, and an expert without noise explores nothing.
     """
     if name == "random":
         return RandomConfig()
@@ -98,7 +98,7 @@ def named_policy(name: str) -> RandomConfig | NoiseConfig | ExpertConfig | Mixtu
     if name == "expert":
         return ExpertConfig()
     if name == "mixed":
-        noises = tuple(NoiseConfig(correlation=c, scale=s) for c, s in ((0.0, 1.0), (0.5, 0.6), (0.8, 0.3)))
+        noises = tuple(NoiseConfig(correlation=c, scale=s) for c, s in ((0.8, 1.0), (0.9, 0.5), (0.9, 1.0)))
         experts = tuple(ExpertConfig(noise=noise) for noise in (0.1, 0.3, 0.6, 1.0))
         return MixtureConfig(policies=noises + experts)
     raise ValueError(f"unknown policy {name!r}: choose from {', '.join(POLICY_NAMES)}")

@@ -37,9 +37,9 @@ class DemoSettings:
 
     seed: int = 0
     """Seed of data, training and evaluation."""
-    episodes: int = 180
+    episodes: int = 220
     """Episodes to collect."""
-    steps: int = 180
+    steps: int = 120
     """Decisions in an episode, of 0.02 s."""
     train_steps: int | None = None
     """Training steps; 2,200 on a CPU and 20,000 on a GPU unless given."""
