@@ -88,8 +88,8 @@ class Policy(Protocol):
 def named_policy(name: str) -> RandomConfig | NoiseConfig | ExpertConfig | MixtureConfig:
     """The policy that a word of the command line means.
 
-    `mixed` is three parts coloured noise and four parts noisy expert. Noise must last longer than a block of actions for
-    a model to learn what actions do: white noise averages out, and an expert without noise explores nothing.
+    `mixed` is three parts coloured noise and four parts noisy expert. Noise must outlast a block of actions for a model
+    to learn what actions do: white noise averages out, and an expert without noise explores nothing.
     """
     if name == "random":
         return RandomConfig()

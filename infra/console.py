@@ -63,19 +63,22 @@ class _Live:
 
 
 class _Lines:
-    """A line now and then, for logs."""
+    """A line now and then, for logs. The ETA counts from the first update: what came before was starting up."""
 
     def __init__(self, name: str, total: int, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
-        self.began = self.printed = time.monotonic()
+        self.printed = time.monotonic()
+        self.first: tuple[float, int] | None = None
 
     def update(self, done: int, note: str = "") -> None:
         now = time.monotonic()
+        self.first = self.first or (now, done)
         if done < self.total and now - self.printed < _LINE_SECONDS:
             return
         self.printed = now
-        eta = (now - self.began) * (self.total - done) / max(done, 1)
-        print(f"{self.name}: {done}/{self.total} {self.unit}  {note}  ETA {eta:.0f} s", file=sys.stderr, flush=True)
+        since, begun = self.first
+        eta = f"{(now - since) / (done - begun) * (self.total - done):.0f} s" if done > begun else "unknown"
+        print(f"{self.name}: {done}/{self.total} {self.unit}  {note}  ETA {eta}", file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:

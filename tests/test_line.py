@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,7 @@ def test_mlflow_holds_the_record(line):
     assert expected <= run.data.metrics.keys()
     figures = {Path(item.path).stem for item in client.list_artifacts(report.run_id, "figures")}
     assert figures == {"loss_curves", "probe_scatter", "latent_map", "rollout_strip", "planning_strip"}
+    assert run.inputs is not None
     (dataset,) = run.inputs.dataset_inputs
     assert report.collection.digest.startswith(dataset.dataset.digest)
     version = client.get_model_version_by_alias(report.model, "champion")
@@ -93,11 +95,12 @@ def test_stock_webdataset_reads_the_shards(line):
     import gc
 
     import numpy as np
-    import webdataset as wds
+    from webdataset.compat import WebDataset
 
     report, _, settings = line
     shards = sorted(str(path) for path in Path(report.collection.path).glob("shards/*.tar"))
-    samples = list(wds.WebDataset(shards, shardshuffle=False, empty_check=False).decode("rgb8"))
+    stream: Any = WebDataset(shards, shardshuffle=False, empty_check=False).decode("rgb8")
+    samples = list(stream)
     assert len(samples) == settings.episodes
     sample = samples[0]
     frames = [name for name in sample if name.endswith("jpg")]
@@ -112,13 +115,14 @@ def test_the_registered_model_loads_without_the_project_and_agrees(line):
     import mlflow
     import numpy as np
     import torch
+    from mlflow.pytorch import load_model
 
     from infra.home import find_run
     from trainers.evaluation.latents import observations
 
     report, home, _ = line
     mlflow.set_tracking_uri(home.tracking_uri)
-    loaded = mlflow.pytorch.load_model(f"models:/{report.model}@champion")
+    loaded = load_model(f"models:/{report.model}@champion")
     run = find_run(f"models:/{report.model}@champion", home)
     assert run.path == Path(report.run)
     model = run.load_model(torch.device("cpu"))

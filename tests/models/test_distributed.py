@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.encoders import EncoderConfig
@@ -57,7 +57,7 @@ def rank_main(rank: int, world: int, kind: str, folder: str) -> None:
 
 @pytest.mark.parametrize(("world", "kind"), [(2, "sigreg"), (3, "kl")])
 def test_ranks_equal_one_process(world: int, kind: str, tmp_path: Path):
-    mp.start_processes(rank_main, args=(world, kind, str(tmp_path)), nprocs=world, start_method="spawn")
+    spawn(rank_main, args=(world, kind, str(tmp_path)), nprocs=world)
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     model, frames, action, directions = build(kind)
     losses = model(frames, action, directions)
