@@ -69,12 +69,16 @@ def gaussian_kl(z_BJD: Tensor, *, ridge: float = 1e-4) -> Tensor:
 
 
 def gaussian_kl_null(count: int, dim: int) -> float:
-    """Expected `gaussian_kl` of `count` independent N(0, I) samples (ridge 0): exact, from the Wishart log-determinant.
+    """Expected `gaussian_kl` of `count` independent N(0, I) samples.
 
-    Only defined for count > dim, where the sample covariance is regular; infinite otherwise.
+    Exact, from the Wishart log-determinant, where the sample covariance is regular (count > dim + 1, ridge 0);
+    otherwise the mean of a few seeded samples with the default ridge. A batch with fewer latents than dimensions cannot
+    look Gaussian in all of them: its null is large, and comparing with it is what makes the statistic readable.
     """
     if count <= dim + 1:
-        return math.inf
+        generator = torch.Generator().manual_seed(0)
+        samples = (torch.randn(count, 1, dim, generator=generator) for _ in range(4))
+        return sum(float(gaussian_kl(sample)) for sample in samples) / 4
     # count * C is Wishart with count - 1 degrees of freedom; the trace and the mean's square add up to dim.
     halves = 0.5 * (count - 1 - torch.arange(dim, dtype=torch.float64))
     expected_logdet = torch.digamma(halves).sum().item() + dim * math.log(2.0 / count)
