@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from functools import partial
 
 import pytest
 from matplotlib.figure import Figure
@@ -59,6 +60,8 @@ def test_the_page_is_served_and_ends_with_a_signal(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env=environment | {"LEWM_TEST_MARK": str(tmp_path)},
+        # A shell's background job ignores Ctrl-C, and so would everything that the test suite starts there.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None
