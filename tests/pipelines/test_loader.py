@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -321,7 +321,11 @@ if sys.argv[2] == "wait":
 def test_neither_an_exit_without_close_nor_an_interrupt_hangs(dataset, mode, code):
     command = [sys.executable, "-c", SCRIPT, str(dataset.path), mode]
     root = Path(__file__).parents[2]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell's background job ignores Ctrl-C, and so would everything that the test suite starts there.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    ) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "running\n"
