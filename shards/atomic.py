@@ -21,12 +21,12 @@ def temporary(path: Path) -> Path:
 def publish(tmp: Path, path: Path) -> None:
     """Rename a file that is already fsynced to its final name, durably."""
     os.replace(tmp, path)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's bytes, or the names in a directory, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

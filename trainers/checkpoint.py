@@ -8,7 +8,6 @@ plain containers only and is read with `weights_only=True`; nothing is unpickled
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,8 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from shards.atomic import sync
 
 _STEP = re.compile(r"step_(\d{9})")
 _TMP = ".tmp"
@@ -72,11 +73,11 @@ class LocalSink:
         (temporary / "state.json").write_text(json.dumps(state, sort_keys=True, indent=2) + "\n")
         (temporary / "COMPLETE").touch()
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync(path)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
-        _sync(self.directory)
+        sync(self.directory)
         for old in complete_checkpoints(self.directory)[: -self.keep]:
             shutil.rmtree(old)
         return target
@@ -105,11 +106,3 @@ def load_checkpoint(path: Path) -> TrainState:
 def load_model_weights(model: nn.Module, path: Path) -> None:
     """Fill `model` from `path/model.safetensors`, strictly."""
     model.load_state_dict(load_file(path / "model.safetensors"))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

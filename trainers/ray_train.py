@@ -59,7 +59,7 @@ def train_on_ray(
     checkpoint, up to `max_failures` times. Raises `TrainingFailed`.
     """
     use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
-    if len([node for node in ray.nodes() if node["Alive"]]) > 1 and not _is_shared(run):
+    if len([node for node in ray.nodes() if node["Alive"]]) > 1 and os.environ.get("LEWM_SHARED_HOME") != "1":
         raise ValueError(
             f"{run} is a path of this machine and the cluster has several nodes: put --home on storage that all see, "
             f"and say so with LEWM_SHARED_HOME=1"
@@ -127,10 +127,6 @@ def _resources(config: TrainConfig, use_gpu: bool) -> dict[str, float]:
     """A worker's share of the cluster's processors; one GPU if they are used."""
     cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0) // config.workers)
     return {"CPU": cpus, "GPU": 1.0} if use_gpu else {"CPU": cpus}
-
-
-def _is_shared(run: Path) -> bool:
-    return os.environ.get("LEWM_SHARED_HOME") == "1"
 
 
 def _cause(error: BaseException) -> str:

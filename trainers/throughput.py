@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.lewm import LeWM
@@ -37,7 +36,8 @@ def step_flops(model: LeWM, batch_size: int) -> float:
     shape = (1, config.history + 1, config.stack, config.image_size, config.image_size, 3)
     frames = torch.zeros(shape, dtype=torch.uint8, device=device)
     action = torch.zeros(1, config.history, config.frame_skip * model.action_size, device=device)
-    training = _eval_mode(model)
+    training = model.training
+    model.eval()
     with FlopCounterMode(display=False) as counter:
         z_BJD = model.encode(frames)
         model.predict(z_BJD[:, :-1], action)
@@ -79,9 +79,3 @@ class Meter:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _eval_mode(model: nn.Module) -> bool:
-    training = model.training
-    model.eval()
-    return training

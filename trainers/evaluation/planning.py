@@ -9,7 +9,7 @@ each in units of its standard deviation on training data, angles as sine and cos
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -193,18 +193,15 @@ def _control(model: LeWM, env: Env, attempts: list[_Attempt], config: PlanningCo
     device = model.pixel_mean.device
     skip, actions = model.config.frame_skip, env.spec.action_size
     generators = [torch.Generator(device).manual_seed(config.seed * 100_003 + index) for index in range(len(attempts))]
-    seconds = 0.0
+    began = time.perf_counter()
+    with torch.no_grad():
+        goal_ED = model.encode(_stacked([attempt.goal_stack for attempt in attempts], device))
+    seconds = time.perf_counter() - began
     for block in range(config.solver.horizon):
         began = time.perf_counter()
         with torch.no_grad():
-            goal_ED = model.encode(_stacked([attempt.goal_stack for attempt in attempts], device))
             z_ED = model.encode(_stacked([_last_stack(attempt.frames, model) for attempt in attempts], device))
-        solver = CEMConfig(
-            samples=config.solver.samples,
-            iterations=config.solver.iterations,
-            elites=config.solver.elites,
-            horizon=config.solver.horizon - block,
-        )
+        solver = replace(config.solver, horizon=config.solver.horizon - block)
         plan_EHK = cem(
             goal_objective(goal_ED),
             model,
