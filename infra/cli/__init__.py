@@ -26,6 +26,7 @@ HELP = {
     "presets": "show the model presets with parameters and FLOPs",
     "models": "list, show and promote registered models",
     "ui": "open the MLflow page",
+    "bench": "measure this machine: collection, loader, planning",
     "doctor": "check this machine and say how to mend it",
 }
 

@@ -1,0 +1,81 @@
+"""What benchmarks share: contenders measured in turns, and where a figure comes from.
+
+Contenders take turns, so that a machine that slows down for a while slows all of them; a figure is the median over the
+turns, and only ratios of figures of one run mean anything on another machine.
+"""
+
+import csv
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What a contender reached: `rate` is the median over the turns, `low` and `high` their extremes."""
+
+    rate: float
+    low: float
+    high: float
+    turns: int
+
+
+def take_turns(contenders: Mapping[str, Callable[[], float]], turns: int) -> dict[str, Figure]:
+    """Measure every contender once a turn, `turns` times. A contender's call returns its rate, larger is better."""
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(turns):
+        for name, measure in contenders.items():
+            rates[name].append(measure())
+    return {name: Figure(median(each), min(each), max(each), turns) for name, each in rates.items()}
+
+
+def provenance() -> dict[str, str]:
+    """The columns that every row of `docs/results` has: command, commit, hardware and day (UTC)."""
+    return {
+        "command": shlex.join(["lewm", *sys.argv[1:]]),
+        "commit": commit(),
+        "hardware": hardware(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def hardware() -> str:
+    """Cores at hand and the processor's name; the GPU's where torch sees one."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0))
+    found = f"{cores} core{'s' * (cores > 1)} of {names[0] if names else platform.machine()}"
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        found += f", {torch.cuda.get_device_name()}"
+    return found
+
+
+def commit() -> str:
+    """The commit of the source tree, with + where tracked files differ from it; "unknown" outside a repository."""
+    root = Path(__file__).resolve().parent
+    git = ["git", "-C", str(root)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        return "unknown"
+    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with their provenance; floats to four significant digits."""
+    stamped = [{**row, **provenance()} for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(stamped[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in stamped:
+            writer.writerow({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()})

@@ -1,0 +1,5 @@
+"""`lewm bench VERB`: measure, in one run, against a floor and against what others do. A verb lives in `infra.bench`."""
+
+from infra.cli.common import Verb
+
+VERBS: dict[str, Verb] = {}
