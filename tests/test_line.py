@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +160,35 @@ def test_a_finished_run_is_not_trained_again_and_another_configuration_is_refuse
             name=run.name,
             tracking_uri=home.tracking_uri,
         )
+
+
+def test_ctrl_c_ends_training_in_one_line(line):
+    from mlflow import MlflowClient
+
+    from infra.home import find_run
+
+    report, home, _ = line
+    command = [sys.executable, "-c", "from infra.cli import entry; entry()", "train"]
+    command += ["--home", str(home.path), "--data", report.collection.path, "--name", "interrupted"]
+    options = ["--batch-size", "16", "--checkpoint-every", "5", "--log-every", "5"]
+    with subprocess.Popen(
+        [*command, *options, "--stop-step", "100000"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stderr is not None
+        for text in process.stderr:
+            if "loss" in text:
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert "goes on from there" in rest
+    assert rest.endswith("lewm train: interrupted\n")
+    assert "Traceback" not in rest
+    run = find_run("interrupted", home)
+    assert MlflowClient(home.tracking_uri).get_run(run.record.mlflow_run_id).info.status == "KILLED"
+    assert run.last_checkpoint().name >= "step_000000005"

@@ -6,8 +6,10 @@ of them see. Progress travels through a small actor, because Ray's reports reach
 """
 
 import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,8 @@ def train_on_ray(
     watcher = threading.Thread(target=_watch, args=(board, on_progress, stop), daemon=True)
     watcher.start()
     try:
-        trainer.fit()
+        with _interruptible():
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingFailed(_cause(error)) from error
     finally:
@@ -90,6 +93,20 @@ def train_on_ray(
     summary = ray.get(board.read.remote())[1]
     assert summary is not None
     return summary
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C as KeyboardInterrupt. Ray Train puts a handler of its own in place, which ends the run and then raises
+    SystemExit, and leaves it there when the run is over."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _train_worker(loop: dict[str, Any]) -> None:

@@ -72,6 +72,9 @@ def run(args: Args) -> None:
             )
         except TrainingFailed as error:
             raise Failed(f"run {name}: {error}; what was saved is in {home.runs / name}") from error
+        except KeyboardInterrupt:
+            say(f"what was saved is in {home.runs / name}; the same command with --name {name} goes on from there")
+            raise
     summary = trained.summary
     if args.json:
         print_json({"run": str(trained.run.path), "run_id": trained.run_id, "summary": summary})
