@@ -57,11 +57,7 @@ class MlflowTracker:
         experiment_id = (
             found.experiment_id
             if found is not None
-            else client.create_experiment(
-                experiment,
-                artifact_location=artifacts.as_uri() if local else None,
-                tags={"mlflow.experimentKind": "custom_model_development"},  # else the page opens in its LLM mode
-            )
+            else client.create_experiment(experiment, artifact_location=artifacts.as_uri() if local else None)
         )
         run = client.create_run(experiment_id, run_name=name, tags=_code_version())
         return MlflowTracker(tracking_uri, run.info.run_id)

@@ -26,6 +26,8 @@ from infra.home import Home
 from infra.ports import LOOPBACK, any_free, is_free
 
 PORT = 5000
+RUNS = "/#/experiments?workflowType=machine_learning"
+"""The list of experiments in the view for training runs. MLflow opens in the one for language models."""
 _START_SECONDS, _STOP_SECONDS = 120.0, 10.0
 
 
@@ -64,9 +66,10 @@ def _show(url: str, args: Args) -> None:
     else:
         print(url)
     sys.stdout.flush()
+    say(f"runs: {url}{RUNS}  (on a first visit choose 'Model training' at the top left of the page)")
     if args.open:
         if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-            webbrowser.open(url)
+            webbrowser.open(url + RUNS)
         else:
             say("there is no display to open a browser on")
 

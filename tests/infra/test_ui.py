@@ -77,7 +77,9 @@ def test_the_page_is_served_and_ends_with_a_signal(tmp_path):
         process.kill()
         process.wait()
     assert process.returncode == 0
-    assert err.splitlines() == ["Ctrl-C stops it", "stopped"]
+    runs, *rest = err.splitlines()
+    assert runs.startswith(f"runs: {url}/#/experiments?workflowType=machine_learning ")
+    assert rest == ["Ctrl-C stops it", "stopped"]
     assert processes_mentioning(str(tmp_path)) == []
 
 
