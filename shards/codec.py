@@ -23,6 +23,8 @@ Encoding = Literal["jpeg", "raw"]
 Buffer = bytes | memoryview
 
 QUALITY = 95
+FOREIGN_JPEG = "jpeg"
+"""Encoding of foreign JPEGs, of which neither quality nor chroma is known."""
 FULL_CHROMA_UP_TO = 128
 MAX_SIZE = 2048
 """Largest side of a frame, in pixels."""
@@ -69,7 +71,7 @@ def encode(episode: Episode, encoding: Encoding) -> list[tuple[str, bytes]]:
         "steps": steps,
         "action_size": action_size,
         "return": episode.episode_return,
-        "info": asdict(episode.info),
+        "info": info_record(episode.info),
     }
     members = [(frame_suffix(t, encoding), encode_frame(frame, encoding)) for t, frame in enumerate(episode.frames)]
     members.append(("action.npy", npy_bytes(episode.action)))
@@ -193,7 +195,8 @@ def parse_metadata(key: str, data: Buffer | str) -> Metadata:
         sizes = (metadata.steps, metadata.action_size, info.size, info.action_repeat)
         if any(type(n) is not int or n < 1 for n in sizes) or metadata.steps > MAX_STEPS or info.size > MAX_SIZE:
             raise ValueError(f"steps, action size, pixels, action repeat are {sizes}")
-        if metadata.encoding not in {encoding_name(e, info.size) for e in get_args(Encoding)}:
+        known = {FOREIGN_JPEG} if info.sample is not None else {encoding_name("jpeg", info.size)}
+        if metadata.encoding not in known | {"raw"}:
             raise ValueError(f"unknown encoding {metadata.encoding!r}")
         if info.key != key:
             raise ValueError(f"it describes {info.key}")
@@ -202,10 +205,21 @@ def parse_metadata(key: str, data: Buffer | str) -> Metadata:
     return metadata
 
 
+def info_record(info: EpisodeInfo) -> dict[str, Any]:
+    """An episode's info as it stands in the `json` member: `sample` only where there is one."""
+    record = asdict(info)
+    if info.sample is None:
+        del record["sample"]
+    return record
+
+
 def _parse_info(record: Mapping[str, Any]) -> EpisodeInfo:
     for name, kind in _INFO_TYPES.items():
         if not isinstance(record[name], kind) or (kind is int and isinstance(record[name], bool)):
             raise ValueError(f"{name} is {record[name]!r}")
+    sample = record.get("sample")
+    if sample is not None and (not isinstance(sample, str) or check_member(f"{sample}.json", 0)[0] != sample):
+        raise ValueError(f"sample is {sample!r}")
     fields: dict[str, Any] = {**record, "columns": parse_columns(record["columns"])}
     return EpisodeInfo(**fields)
 

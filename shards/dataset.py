@@ -5,6 +5,7 @@ checked against the manifest, when one of its episodes is first asked for. Episo
 key. A Dataset pickles as its path: a worker process opens it again, and refuses it if it has changed meanwhile.
 """
 
+import os
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,11 @@ class Dataset:
         """Each episode's split, (episodes,) str."""
         return np.array(SPLITS)[self._split]
 
+    @property
+    def shard_numbers(self) -> np.ndarray:
+        """Which of the manifest's shards holds each episode, (episodes,) unsigned."""
+        return self._shard
+
     def indices(self, split: Split | None = None) -> np.ndarray:
         """Numbers of the episodes of a split, or of all, ascending, int64."""
         if split is None:
@@ -133,7 +139,7 @@ class Dataset:
             members = read_members(index, row)
             if sample_sha256(members) != index.sha256(row):
                 raise ValueError("its bytes do not have its sha256")
-            return decode(self.keys[i], dict(members))
+            return decode(self.keys[i], {**dict(members), **index.foreign_members(row)})
         except (ValueError, OSError) as error:
             raise ValueError(f"{index.tar}: episode {self.keys[i]} is damaged: {error}") from error
 
@@ -159,6 +165,8 @@ def read_members(index: ShardIndex, row: int) -> list[tuple[str, memoryview]]:
     begin = min(offset for _, offset, _ in located)
     end = max(offset + size for _, offset, size in located)
     with open(index.tar, "rb") as file:
+        if end > os.fstat(file.fileno()).st_size:  # asked for, so much memory would be taken, whatever there is to read
+            raise ValueError(f"the tar is cut off before byte {end}")
         file.seek(begin)
         data = memoryview(file.read(end - begin))
     if len(data) != end - begin:

@@ -43,6 +43,7 @@ class EpisodeInfo:
     `environment` is a name such as `dmc/cartpole-swingup`; `config8` the first 8 hex digits of the sha256 of the
     collection config; `seed` the dataset's seed; `number` the episode's number under it; `episode_seed` the seed that
     the environment and the policy got. `dt` is seconds a decision. `success` is None where the task knows none.
+    `sample` is the key of a sample that another program wrote, None for our own.
     """
 
     environment: str
@@ -59,10 +60,13 @@ class EpisodeInfo:
     columns: tuple[StateColumn, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     success: bool | None = None
+    sample: str | None = None
 
     @property
     def key(self) -> str:
-        """`<env-slug>-<config8>-<seed>-<episode:08d>`."""
+        """`<env-slug>-<config8>-<seed>-<episode:08d>`, or the sample's own key in a foreign tar."""
+        if self.sample is not None:
+            return self.sample
         slug = self.environment.lower().replace("/", "-").replace(".", "-")
         key = f"{slug}-{self.config8}-{self.seed}-{self.number:08d}"
         if not _KEY.fullmatch(key):

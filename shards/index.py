@@ -6,6 +6,7 @@ offsets but not the arrays. The file descriptor is closed at once: processes sha
 """
 
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from shards.codec import frame_suffix
+from shards.codec import frame_suffix, npy_bytes
 from shards.members import BLOCK
 
 FORMAT_VERSION = 1
+_MAGIC = b"ARROW1\0\0"
 
 _SCHEMA = pa.schema(
     [
@@ -156,6 +158,16 @@ class ShardIndex:
         flat, rows = self._lists["state"][i], int(self.lengths[i]) + 1
         return flat.reshape(rows, len(flat) // rows)
 
+    def foreign_members(self, i: int) -> dict[str, bytes]:
+        """What the tar of a foreign sample lacks: its `json`, which always comes from here, and the arrays that have no
+        member. Empty for a sample of our own."""
+        if not json.loads(self.info(i))["info"].get("sample"):
+            return {}
+        arrays = {"reward.npy": self.reward(i), "state.npy": self.state(i)}
+        there = self._batch.column("member_suffix")[i].as_py()
+        made = {suffix: npy_bytes(array) for suffix, array in arrays.items() if suffix not in there}
+        return {**made, "json": self.info(i).encode()}
+
     def pixel_sums(self, i: int) -> tuple[list[int], list[int]]:
         """Exact sum and sum of squares of each channel over the episode's T+1 frames, before encoding."""
         return self._batch.column("pixel_sum")[i].as_py(), self._batch.column("pixel_sum_squares")[i].as_py()
@@ -214,20 +226,54 @@ def ipc_bytes(batch: pa.RecordBatch) -> bytes:
 
 
 def open_ipc(path: Path, schema: pa.Schema) -> pa.RecordBatch:
-    """Map the one record batch of an Arrow IPC file and validate it; ValueError when it is not of this schema, has
-    nulls, or is damaged. The mapping outlives the descriptor."""
+    """Map the one record batch of an Arrow IPC file and validate it; ValueError when it is not of this schema, is
+    compressed, has nulls, or is damaged. The mapping outlives the descriptor.
+
+    The messages are read in the order of the file and its footer is not: the batch that is checked is the batch that is
+    read. A compressed batch is refused before anything is expanded, so that opening takes no memory of its own.
+    """
     try:
         with pa.memory_map(str(path)) as source:
-            reader = pa.ipc.open_file(source)
-            if not reader.schema.equals(schema, check_metadata=False) or reader.num_record_batches != 1:
+            if source.read(len(_MAGIC)) != _MAGIC:
+                raise ValueError(f"{path}: the file is damaged: it is not an Arrow IPC file")
+            found = pa.ipc.read_schema(pa.ipc.read_message(source))
+            message = pa.ipc.read_message(source)
+            if not found.equals(schema, check_metadata=False) or message.type != "record batch" or not _ends(source):
                 raise ValueError(f"{path}: not written by this format: another schema, or not one record batch")
-            batch = reader.get_batch(0)
+            if _is_compressed(memoryview(message.metadata)):
+                raise ValueError(f"{path}: not written by this format: its record batch is compressed")
+            batch = pa.ipc.read_record_batch(message, found)
         batch.validate(full=True)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: the file is missing") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, EOFError, struct.error, MemoryError) as error:
         raise ValueError(f"{path}: the file is damaged: {error}") from error
     values = [column.values for column in batch.columns if isinstance(column, (pa.ListArray, pa.FixedSizeListArray))]
     if any(array.null_count for array in [*batch.columns, *values]):
         raise ValueError(f"{path}: the file is damaged: it has nulls")
     return batch
+
+
+def _ends(source: pa.NativeFile) -> bool:
+    """Whether the end-of-stream mark follows, which stands before the footer of a file."""
+    return source.read(8) == b"\xff\xff\xff\xff\0\0\0\0"
+
+
+def _is_compressed(message: memoryview) -> bool:
+    """Whether a record batch's message names a compression; read from its flatbuffer, for pyarrow does not say it."""
+    batch = _table_field(message, struct.unpack_from("<I", message, 0)[0], 2)  # Message.header
+    if batch is None:
+        raise ValueError("the message has no header")
+    return _table_field(message, batch + struct.unpack_from("<I", message, batch)[0], 3) is not None  # .compression
+
+
+def _table_field(data: memoryview, table: int, field: int) -> int | None:
+    """Where a field of a flatbuffer table is, or None where the table has none."""
+    vtable = table - struct.unpack_from("<i", data, table)[0]
+    if vtable < 0 or table < 0:
+        raise struct.error("a flatbuffer table is outside its message")
+    entry = 4 + 2 * field
+    if entry + 2 > struct.unpack_from("<H", data, vtable)[0]:
+        return None
+    offset = struct.unpack_from("<H", data, vtable + entry)[0]
+    return table + offset if offset else None

@@ -2,8 +2,9 @@
 
 Shards are untrusted input. A member is a plain file named `<key>.<suffix>`, whose type is one of three that can be
 read without running anything: `.jpg`, `.npy` (never pickled) and `.json`. Everything else is refused before its bytes
-are read: pickles, links, devices, directories, GNU and pax extension headers, absolute names, `..`, oversized members,
-members that reach outside the file. Memory stays at one header of 512 bytes, whatever a tar claims.
+are read: pickles, links, devices, directories, GNU extension headers, pax headers that set more than times and
+owners, absolute names, `..`, oversized members, members that reach outside the file. Memory stays at one header of
+512 bytes, whatever a tar claims.
 """
 
 import re
@@ -21,6 +22,10 @@ MAX_KEY = 88
 """A ustar name has 100 bytes; the longest suffix is `.action.npy`."""
 
 _NAME = re.compile(r"([A-Za-z0-9_-][A-Za-z0-9_/-]*)\.([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)")
+
+_PAX = re.compile(rb"([1-9][0-9]{0,4}) ([A-Za-z]+)=")
+_PAX_KEYS = {b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname"}
+_MAX_PAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,12 @@ def scan(path: Path) -> Iterator[Member]:
             if header == _END:
                 break
             try:
-                name, size = _parse_header(header)
+                name, size, kind = _parse_header(header)
+                if kind == tarfile.XHDTYPE:
+                    position += BLOCK + _harmless(file.read(min(size, _MAX_PAX + 1)), size)
+                    continue
+                if kind not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                    raise ValueError(f"member {name!r} has type {kind!r}; only plain files are read")
                 key, suffix = check_member(name, size)
             except ValueError as error:
                 raise ValueError(f"{path}: at byte {position}: {error}") from error
@@ -78,19 +88,33 @@ def scan(path: Path) -> Iterator[Member]:
             yield Member(key, suffix, offset, size)
 
 
-def _parse_header(header: bytes) -> tuple[str, int]:
-    """Name and size from a ustar header. (tarfile's parser is ten times as slow, and follows extension headers.)"""
+def _parse_header(header: bytes) -> tuple[str, int, bytes]:
+    """Name, size and type of a member. (tarfile's parser takes ten times as long, and obeys extension headers.)"""
     checksum = sum((header[:148] + header[156:]).translate(None, b"\0")) + 8 * ord(" ")  # most bytes are zeros
     if _octal(header[148:156]) != checksum:
         raise ValueError("this is no tar header: its checksum does not hold")
     name = _text(header[:100])
     if header[345] and header[257:263] == b"ustar\0":
         name = f"{_text(header[345:500])}/{name}"
-    kind = header[156:157]
-    if kind not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-        raise ValueError(f"member {name!r} has type {kind!r}; only plain files are read")
     size = header[124:136]
-    return name, int.from_bytes(size[1:], "big") if size[0] == 0x80 else _octal(size)
+    return name, int.from_bytes(size[1:], "big") if size[0] == 0x80 else _octal(size), header[156:157]
+
+
+def _harmless(records: bytes, size: int) -> int:
+    """Bytes that a pax header's records take in the tar; ValueError unless they say only times and owners. Stock
+    WebDataset writes one before each member, for the fraction of a second in its time."""
+    if size > _MAX_PAX or len(records) < size:
+        raise ValueError(f"pax header of {size} bytes is cut off, or over the limit of {_MAX_PAX}")
+    rest = records
+    while rest:
+        match = _PAX.match(rest)
+        length = int(match[1]) if match else 0
+        if not match or not match.end() < length <= len(rest):
+            raise ValueError(f"malformed pax header {rest[:32]!r}")
+        if match[2] not in _PAX_KEYS:
+            raise ValueError(f"pax header sets {match[2].decode()!r}; only plain files are read")
+        rest = rest[length:]
+    return padded(size)
 
 
 def _text(field: bytes) -> str:

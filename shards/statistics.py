@@ -70,5 +70,12 @@ def statistics_of(episodes: Iterable[tuple[ShardIndex, int]], size: int) -> Stat
     )
 
 
+def pixel_sums(frames: np.ndarray) -> tuple[list[int], list[int]]:
+    """Sum and sum of squares of each channel, exact, from a histogram."""
+    values = np.arange(256, dtype=np.int64)
+    histograms = [np.bincount(frames[..., channel].reshape(-1), minlength=256) for channel in range(3)]
+    return [int(h @ values) for h in histograms], [int(h @ values**2) for h in histograms]
+
+
 def _unless_zero(std: np.ndarray) -> np.ndarray:
     return np.where(std > 0, std, 1.0)

@@ -15,18 +15,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
-
-import numpy as np
+from typing import Self
 
 from shards import atomic
 from shards.codec import Encoding, encode, encoding_name, sample_sha256
 from shards.episode import Episode
 from shards.index import Row, index_bytes
-from shards.members import BLOCK, padded
+from shards.statistics import pixel_sums
+from shards.tar import TarWriter
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_OWNER = "lewm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +56,6 @@ class ShardWriter:
     """Writes one shard of the dataset in `directory`; as a context manager, commits unless an exception leaves it."""
 
     def __init__(self, directory: Path, name: str, encoding: Encoding = "jpeg") -> None:
-        from webdataset.writer import TarWriter  # imports torch where there is one, which readers need not wait for
-
         self.name = check_shard_name(name)
         self.encoding: Encoding = encoding
         self._tar, self._index = shard_paths(Path(directory), name)
@@ -71,7 +67,7 @@ class ShardWriter:
         self._rows: list[Row] = []
         self._encoding_name = ""
         self._file = _HashingFile(self._tar_tmp)
-        self._writer = TarWriter(cast(Any, self._file), user=_OWNER, group=_OWNER, mtime=0, encoder=False)
+        self._writer = TarWriter(self._file)
 
     @property
     def episodes(self) -> int:
@@ -87,15 +83,9 @@ class ShardWriter:
             raise ValueError(f"episode {key} would be {name}, but shard {self.name} has {self._encoding_name}")
         self._encoding_name = name
         members = encode(episode, self.encoding)
-        position = self._writer.tarstream.offset
-        self._writer.write({"__key__": key, **dict(members)})
-        located = []
-        for suffix, data in members:
-            located.append((suffix, position + BLOCK, len(data)))
-            position += BLOCK + padded(len(data))
-        assert position == self._writer.tarstream.offset, "webdataset.TarWriter wrote members in another order or size"
+        located = [(suffix, self._writer.write(f"{key}.{suffix}", data), len(data)) for suffix, data in members]
         frames = len(episode.frames)
-        sums, squares = _pixel_sums(episode.frames)
+        sums, squares = pixel_sums(episode.frames)
         self._rows.append(
             Row(
                 key=key,
@@ -157,8 +147,7 @@ class ShardWriter:
 
 
 class _HashingFile:
-    """A new file that hashes and counts what is written to it. Once closed it ignores writes: an abandoned tarfile
-    stream writes its end when it is collected."""
+    """A new file that hashes and counts what is written to it."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "xb", buffering=1 << 20)  # noqa: SIM115 (closed by `close`)
@@ -166,8 +155,6 @@ class _HashingFile:
         self._bytes = 0
 
     def write(self, data: bytes) -> int:
-        if self._file.closed:
-            return len(data)
         self._sha256.update(data)
         self._bytes += len(data)
         return self._file.write(data)
@@ -181,10 +168,3 @@ class _HashingFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _pixel_sums(frames: np.ndarray) -> tuple[list[int], list[int]]:
-    """Sum and sum of squares of each channel, exact, from a histogram."""
-    values = np.arange(256, dtype=np.int64)
-    histograms = [np.bincount(frames[..., channel].reshape(-1), minlength=256) for channel in range(3)]
-    return [int(h @ values) for h in histograms], [int(h @ values**2) for h in histograms]

@@ -73,7 +73,7 @@ def test_starting_loads_nothing_heavy():
 MISTAKES = [
     ("trian", "did you mean 'train'"),
     ("xyzzy", "unknown verb? `lewm --help`"),
-    ("shards foo", "there is no 'foo': choose from ls, verify, stats"),
+    ("shards foo", "there is no 'foo': choose from ls, verify, preview, stats"),
     ("shards verify", "DIRECTORY"),
     ("shards verify /nope", "/nope is not a dataset"),
     ("shards ls /nope", "lewm collect"),
