@@ -3,9 +3,12 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-from collectors.envs.base import EnvConfig
-from collectors.policies import ExpertConfig, MixtureConfig, NoiseConfig, RandomConfig
+import pydantic
+
+from collectors.envs.base import EnvConfig, VariationConfig
+from collectors.policies import AnyPolicy, RandomConfig
 from shards.codec import Encoding
 
 
@@ -14,7 +17,7 @@ class CollectConfig:
     """Everything that decides what the episodes are. `episodes` and `seed` only decide which of them are recorded."""
 
     env: EnvConfig
-    policy: RandomConfig | NoiseConfig | ExpertConfig | MixtureConfig = field(default_factory=RandomConfig)
+    policy: AnyPolicy = field(default_factory=RandomConfig)
     episodes: int = 100
     seed: int = 0
     steps: int | None = None
@@ -37,4 +40,18 @@ class CollectConfig:
     def config8(self) -> str:
         """The first 8 hex digits of the sha256 of all that shapes an episode: everything but `episodes` and `seed`."""
         values = {name: value for name, value in asdict(self).items() if name not in ("episodes", "seed")}
+        if self.env.variation == VariationConfig():
+            del values["env"]["variation"]  # episodes are then what they were before there was variation
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def load_collect_config(path: Path) -> CollectConfig:
+    """The configuration in a dataset's `collection.json`; ValueError in one line when it is none."""
+    try:
+        return pydantic.TypeAdapter(CollectConfig).validate_python(json.loads(path.read_text())["config"])
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {place or 'config'}: {first['msg']}") from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no collection.json: it has no readable config") from error

@@ -1,44 +1,40 @@
 """The fleet: Ray actors that record episodes into shards, restartable at any moment.
 
 A unit of work is a fixed range of `UNIT` episodes. An actor owns environment, renderer and writer, and writes a unit's
-missing episodes as one shard; only counts return to the driver. What is committed is found from the shards' indexes, so
-running the same command again collects exactly the missing episodes, and a unit that was interrupted gets a further
-shard. Asked to stop, actors commit the episodes that they have complete. One collector works on a directory at a time,
-and waits for the actors of one that was killed (`locks`).
+missing episodes as one shard (`recorder`); only counts return to the driver, which replaces actors that fail
+(`supervisor`). What is committed is found from the shards' indexes, so running the same command again collects exactly
+the missing episodes, and a unit that was interrupted gets a further shard. Asked to stop, actors commit the episodes
+that they have complete. One collector works on a directory at a time, and waits for the actors of one that was killed
+(`locks`). `collection.json` beside the shards is what was asked for; it is no part of the dataset.
 """
 
+import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from collectors.cluster import ensure_ray
 from collectors.config import CollectConfig
 from collectors.envs import EnvSpec, make_env
-from collectors.gl import choose_backend, gl_environment
-from collectors.locks import join_writers, locked, writers_gone
+from collectors.locks import locked, writers_gone
 from collectors.policies import components, make_policy
-from collectors.rollout import EpisodeFailed, record_episode
-from shards.atomic import remove_leftovers
+from collectors.supervisor import ActorConfig, ActorCounts, CollectionFailed, Counts, Supervisor, Unit
+from shards.atomic import remove_leftovers, write_atomically
 from shards.codec import parse_metadata
 from shards.index import ShardIndex
 from shards.manifest import Manifest, assemble, committed, committed_keys
-from shards.writer import ShardWriter, shard_paths
+from shards.writer import shard_paths
 
+COLLECTION = "collection.json"
 UNIT = 8
 """Episodes in a unit of work, and at most in a shard. Part of where episodes lie, never of what they are."""
 
 _STOP_SECONDS = 30.0
-"""How long actors may take to end the episode that they are at, when a collection is stopped."""
+"""How long actors may take to end after a collection that was stopped."""
 _ORPHAN_SECONDS = 60.0
 """How long to wait for the actors of a collector that was killed. Ray ends them within seconds."""
-
-
-class CollectionFailed(RuntimeError):
-    """An actor failed; what was committed stands, and the same command goes on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +47,16 @@ class Progress:
     frames: int
     bytes: int
     seconds: float
+    retries: int = 0
+    renderers: int = 0
+    lost: int = 0
+    recycled: int = 0
+    actors: tuple[ActorCounts, ...] = ()
+
+    @property
+    def failures(self) -> int:
+        """What went wrong and was made good: episodes tried again and actors replaced."""
+        return self.retries + self.lost
 
     @property
     def frames_per_second(self) -> float:
@@ -75,46 +81,17 @@ class CollectSummary:
     frames_per_second: float
     bytes: int
     digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class UnitResult:
-    """What an actor says of a unit that it committed."""
-
-    episodes: int
-    frames: int
-    bytes: int
-
-
-class Collector:
-    """One actor: an environment and its renderer, recording unit after unit."""
-
-    def __init__(self, config: CollectConfig, out: Path) -> None:
-        self._writing = join_writers(out)
-        self._config, self._out = config, out
-        self._env = make_env(config.env)
-
-    def collect(self, name: str, numbers: list[int]) -> UnitResult:
-        """Record episodes `numbers` into the shard `name` and commit it; fewer when the task is cancelled meanwhile."""
-        import ray
-
-        frames = 0
-        writer = ShardWriter(self._out, name, self._config.encoding)
-        try:
-            for number in numbers:
-                if ray.get_runtime_context().is_canceled():
-                    break
-                episode = record_episode(self._env, self._config, number)
-                writer.write(episode)
-                frames += len(episode.frames)
-        except BaseException:
-            writer.abort()
-            raise
-        if not writer.episodes:
-            writer.abort()
-            return UnitResult(0, 0, 0)
-        info = writer.commit()
-        return UnitResult(info.episodes, frames, info.tar_bytes + info.index_bytes)
+    retries: int
+    """Episodes that were tried again."""
+    renderers: int
+    """Renderers that went bad and were replaced."""
+    lost: int
+    """Actors that died or got stuck and were replaced."""
+    recycled: int
+    """Actors that were replaced after their share of episodes."""
+    skipped: tuple[int, ...]
+    """Episodes that failed and are missing, by number."""
+    actors: tuple[ActorCounts, ...]
 
 
 def collect(
@@ -123,12 +100,13 @@ def collect(
     *,
     workers: int,
     address: str | None = None,
+    actor: ActorConfig | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> CollectSummary:
     """Record the episodes of `config` that `out` does not hold yet, and assemble its manifest.
 
     Raises ValueError for a configuration that cannot work and for a directory that holds another collection or is in
-    use, CollectionFailed when an actor fails. However it ends, the manifest names what was committed.
+    use, CollectionFailed when it cannot go on. However it ends, the manifest names what was committed.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
@@ -146,28 +124,43 @@ def collect(
         began = time.perf_counter()
         existing = config.episodes - len(missing)
         done = Progress(existing, config.episodes, existing, 0, 0, 0.0)
+        supervisor: Supervisor | None = None
         if missing:
+            _save(out, config, {})
             ensure_ray(address, cpus=max(workers, os.cpu_count() or 1))
 
-            def count(result: UnitResult) -> None:
+            def report(counts: Counts) -> None:
                 nonlocal done
-                done = Progress(
-                    done.episodes + result.episodes,
-                    config.episodes,
-                    existing,
-                    done.frames + result.frames,
-                    done.bytes + result.bytes,
-                    time.perf_counter() - began,
-                )
+                done = _progress(counts, existing, config.episodes, time.perf_counter() - began)
                 if on_progress is not None:
                     on_progress(done)
 
+            units, parts = _units(config, out, missing)
+            supervisor = Supervisor(
+                config,
+                out,
+                units,
+                parts,
+                workers=workers,
+                actor=actor or ActorConfig(),
+                local=address is None,
+                on_commit=report,
+            )
             try:
-                _run(config, out, missing, workers, count, local=address is None)
+                supervisor.run()
             except BaseException:
-                if writers_gone(out, _STOP_SECONDS) and committed(out):
-                    assemble(out)
+                if writers_gone(out, _STOP_SECONDS):
+                    remove_leftovers(out)
+                    if committed(out):
+                        assemble(out)
                 raise
+            done = _progress(supervisor.counts, existing, config.episodes, done.seconds)
+            if writers_gone(out, _STOP_SECONDS):
+                remove_leftovers(out)  # of actors that were lost
+            if supervisor.skipped:
+                _save(out, config, supervisor.skipped)
+        if not committed(out):
+            raise CollectionFailed(f"{out}: every episode failed; {COLLECTION} says how")
         manifest: Manifest = assemble(out)
     return CollectSummary(
         path=str(out),
@@ -178,70 +171,49 @@ def collect(
         frames_per_second=done.frames_per_second,
         bytes=done.bytes,
         digest=manifest.digest,
+        retries=done.retries,
+        renderers=done.renderers,
+        lost=done.lost,
+        recycled=done.recycled,
+        skipped=tuple(sorted(supervisor.skipped)) if supervisor else (),
+        actors=done.actors,
     )
 
 
-def _run(
-    config: CollectConfig,
-    out: Path,
-    missing: list[int],
-    workers: int,
-    on_result: Callable[[UnitResult], None],
-    *,
-    local: bool,
-) -> None:
-    """Hand units to actors, one at a time each, until all are done, and pass on results as they come. Ends the actors.
-
-    When this is interrupted, or an actor fails, the others first commit the episodes that they have complete.
-    """
-    import ray
-    from ray.exceptions import RayActorError, RayTaskError
-
-    units = _units(config, out, missing)
-    # On a cluster the head's backend says nothing about the nodes: each actor then chooses for itself.
-    env_vars = gl_environment(choose_backend()) | {"OMP_NUM_THREADS": "1"} if local else {"OMP_NUM_THREADS": "1"}
-    actor_class: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": env_vars})(Collector)
-    actors = [actor_class.remote(config, out) for _ in range(min(workers, len(units)))]
-    waiting = iter(units)
-    busy: dict[Any, Any] = {}
-    try:
-        for actor in actors:
-            name, numbers = next(waiting)
-            busy[actor.collect.remote(name, numbers)] = actor
-        while busy:
-            ready, _ = ray.wait(list(busy), num_returns=1)
-            actor = busy.pop(ready[0])
-            result = ray.get(ready[0])
-            unit = next(waiting, None)
-            if unit is not None:
-                busy[actor.collect.remote(*unit)] = actor
-            else:
-                ray.kill(actor)  # there may be fewer cores than workers, and another actor that waits for this one's
-            on_result(result)
-    except BaseException as error:
-        for task in busy:
-            ray.cancel(task)
-        if busy:
-            ray.wait(list(busy), num_returns=len(busy), timeout=_STOP_SECONDS)
-        if isinstance(error, RayTaskError | RayActorError):
-            raise CollectionFailed(f"{_reason(error)}; run the same command again to go on") from error
-        raise
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+def _progress(counts: Counts, existing: int, total: int, seconds: float) -> Progress:
+    return Progress(
+        existing + counts.episodes,
+        total,
+        existing,
+        counts.frames,
+        counts.bytes,
+        seconds,
+        counts.retries,
+        counts.renderers,
+        counts.lost,
+        counts.recycled,
+        counts.actors,
+    )
 
 
-def _units(config: CollectConfig, out: Path, missing: list[int]) -> list[tuple[str, list[int]]]:
-    """(shard name, episode numbers) of every unit with missing episodes; a unit begun before gets a new part."""
+def _save(out: Path, config: CollectConfig, skipped: Mapping[int, str]) -> None:
+    value = {"config": asdict(config), "skipped": {str(number): why for number, why in sorted(skipped.items())}}
+    write_atomically(out / COLLECTION, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _units(config: CollectConfig, out: Path, missing: list[int]) -> tuple[list[Unit], dict[str, int]]:
+    """Every unit with missing episodes, and how many shards each has: a unit begun before gets a new part."""
     names = committed(out)
-    units = []
+    units, parts = [], {}
     for first in range(0, config.episodes, UNIT):
-        numbers = [number for number in missing if first <= number < first + UNIT]
+        numbers = tuple(number for number in missing if first <= number < first + UNIT)
         if numbers:
             stem = f"{_prefix(config)}-{first:08d}"
-            part = sum(name.startswith(f"{stem}-") for name in names)
-            units.append((f"{stem}-{part:02d}", numbers))
-    return units
+            units.append(Unit(stem, numbers))
+            parts[stem] = 1 + max(
+                (int(name.rsplit("-", 1)[1]) for name in names if name.startswith(f"{stem}-")), default=-1
+            )
+    return units, parts
 
 
 def _prefix(config: CollectConfig) -> str:
@@ -279,12 +251,12 @@ def _listed(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{package} {version}" for package, version in sorted(versions.items()))
 
 
-def _reason(error: Exception) -> str:
-    """What an actor's failure was, in one line."""
-    cause = getattr(error, "cause", None)
-    if cause is not None:
-        lines = str(cause).strip().splitlines() or [""]
-        return lines[0] if isinstance(cause, EpisodeFailed) else f"{type(cause).__name__}: {lines[0]}"
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines() or [""]
-    # Of an actor that could not start Ray shows the traceback, whose last line is the reason.
-    return f"an actor died: {lines[-1] if 'creation task' in lines[0] else lines[0]}"
+__all__ = [
+    "COLLECTION",
+    "UNIT",
+    "ActorConfig",
+    "CollectSummary",
+    "CollectionFailed",
+    "Progress",
+    "collect",
+]

@@ -5,7 +5,7 @@ planner must not be able to exploit states that the model never saw, so demonstr
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol, get_args
 
 import numpy as np
 import pydantic
@@ -55,10 +55,42 @@ class ExpertConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OracleConfig:
+    """Predictive sampling on the true simulator, for dm_control tasks: strong, and slow (`experts.oracle`)."""
+
+    kind: Literal["oracle"] = "oracle"
+    samples: int = 64
+    """Plans tried at a time."""
+    horizon: float = 1.2
+    """Seconds that a plan looks ahead."""
+    knots: int = 6
+    """Points of a plan's spline."""
+    rewards: int = 16
+    """Moments of a plan, evenly spaced, at which the task's reward is asked for."""
+    replan: int = 2
+    """Decisions between plans."""
+    scale: float = 0.5
+    """Standard deviation of what is added to a knot."""
+    threads: int = 1
+    """Threads that roll out. They change the speed alone."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 2), ("knots", 2), ("rewards", 1), ("replan", 1), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"oracle {name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("horizon", "scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"oracle {name} must be positive, not {getattr(self, name)}")
+
+
+SinglePolicy = RandomConfig | NoiseConfig | ExpertConfig | OracleConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MixtureConfig:
     """One of several policies for each episode, drawn with equal probability by the episode's seed."""
 
-    policies: tuple["RandomConfig | NoiseConfig | ExpertConfig", ...]
+    policies: tuple[SinglePolicy, ...]
     kind: Literal["mixture"] = "mixture"
 
     def __post_init__(self) -> None:
@@ -66,11 +98,11 @@ class MixtureConfig:
             raise ValueError("a mixture needs at least one policy")
 
 
-PolicyConfig = Annotated[
-    RandomConfig | NoiseConfig | ExpertConfig | MixtureConfig, pydantic.Field(discriminator="kind")
-]
+AnyPolicy = SinglePolicy | MixtureConfig
+PolicyConfig = Annotated[AnyPolicy, pydantic.Field(discriminator="kind")]
 
-POLICY_NAMES = ("random", "noise", "expert", "mixed")
+PolicyName = Literal["random", "noise", "expert", "oracle", "mixed"]
+POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 class Policy(Protocol):
@@ -85,7 +117,7 @@ class Policy(Protocol):
         ...
 
 
-def named_policy(name: str) -> RandomConfig | NoiseConfig | ExpertConfig | MixtureConfig:
+def named_policy(name: str) -> AnyPolicy:
     """The policy that a word of the command line means.
 
     `mixed` is three parts coloured noise and four parts noisy expert. Noise must outlast a block of actions for a model
@@ -97,6 +129,8 @@ def named_policy(name: str) -> RandomConfig | NoiseConfig | ExpertConfig | Mixtu
         return NoiseConfig()
     if name == "expert":
         return ExpertConfig()
+    if name == "oracle":
+        return OracleConfig()
     if name == "mixed":
         noises = tuple(NoiseConfig(correlation=c, scale=s) for c, s in ((0.8, 1.0), (0.9, 0.5), (0.9, 1.0)))
         experts = tuple(ExpertConfig(noise=noise) for noise in (0.1, 0.3, 0.6, 1.0))
@@ -104,24 +138,30 @@ def named_policy(name: str) -> RandomConfig | NoiseConfig | ExpertConfig | Mixtu
     raise ValueError(f"unknown policy {name!r}: choose from {', '.join(POLICY_NAMES)}")
 
 
-def components(config: Any) -> tuple[RandomConfig | NoiseConfig | ExpertConfig, ...]:
+def components(config: AnyPolicy) -> tuple[SinglePolicy, ...]:
     """Every policy that an episode may get."""
     return config.policies if isinstance(config, MixtureConfig) else (config,)
 
 
-def draw(config: Any, rng: np.random.Generator) -> RandomConfig | NoiseConfig | ExpertConfig:
+def draw(config: AnyPolicy, rng: np.random.Generator) -> SinglePolicy:
     """The policy of one episode."""
     if isinstance(config, MixtureConfig):
         return config.policies[int(rng.integers(len(config.policies)))]
     return config
 
 
-def make_policy(config: RandomConfig | NoiseConfig | ExpertConfig, spec: EnvSpec) -> Policy:
+def make_policy(config: SinglePolicy, spec: EnvSpec) -> Policy:
     """The policy that a configuration means in an environment; ValueError where there is no expert."""
     if isinstance(config, RandomConfig):
         return RandomPolicy(spec)
     if isinstance(config, NoiseConfig):
         return NoisePolicy(config, spec)
+    if isinstance(config, OracleConfig):
+        if not spec.name.startswith("dmc/"):
+            raise ValueError(f"the oracle plans for dm_control tasks, not for {spec.name}: use --policy expert")
+        from collectors.experts.oracle import Oracle
+
+        return Oracle(config)
     from collectors.experts import make_expert
 
     return NoisyExpert(make_expert(spec), config, spec)

@@ -5,6 +5,7 @@ recorded seed and actions the simulator can be brought back, exactly, to every s
 """
 
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from collectors.config import CollectConfig
 from collectors.envs.base import Env
 from collectors.policies import draw, make_policy
 from shards.episode import Episode, EpisodeInfo
+
+_STRETCH = 100
+"""Frames in which a renderer that went bad must show."""
 
 
 class EpisodeFailed(RuntimeError):
@@ -35,7 +39,10 @@ def begin(env: Env, seed: int, *, random_start: bool) -> None:
 
 
 def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
-    """Record episode `number`. Raises EpisodeFailed when the simulator or the renderer fails."""
+    """Record episode `number`. Raises EpisodeFailed when the simulator or the renderer fails.
+
+    An episode is a success if it was one after any step, as Meta-World counts.
+    """
     seed = episode_seed(config.seed, number)
     rng = np.random.default_rng([seed, 0])
     policy_config = draw(config.policy, rng)
@@ -52,6 +59,7 @@ def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
     try:
         begin(env, seed, random_start=random_start)
         policy.reset(env, rng)
+        solved = env.success()
         for step in range(steps + 1):
             frames[step], state[step] = env.render(), env.physical_state()
             if not np.isfinite(state[step]).all():
@@ -59,6 +67,7 @@ def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
             if step < steps:
                 action[step] = policy.act(env)
                 reward[step] = env.step(action[step])
+                solved = solved or env.success()
     except Exception as error:
         start = " from a random start" if random_start else ""
         raise EpisodeFailed(
@@ -73,7 +82,7 @@ def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
         seed=config.seed,
         number=number,
         episode_seed=seed,
-        policy={**asdict(policy_config), "random_start": random_start},
+        policy={**asdict(policy_config), "random_start": random_start, **_varied(env, config)},
         camera=env.spec.camera,
         size=size,
         quality=env.spec.quality,
@@ -81,7 +90,7 @@ def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
         dt=env.spec.dt,
         columns=env.spec.columns,
         versions=env.spec.versions,
-        success=env.success(),
+        success=solved,
     )
     return Episode(info, frames, action, reward, state)
 
@@ -99,8 +108,16 @@ def replay(env: Env, info: EpisodeInfo, action: np.ndarray, steps: int) -> None:
             f"this is {_described(*here)}"
         )
     begin(env, info.episode_seed, random_start=bool(info.policy.get("random_start", False)))
+    if info.policy.get("variation", {}).get("drawn", {}) != env.variation():
+        raise ValueError(f"{info.key} was recorded with other factors of variation than this environment draws")
     for step in range(steps):
         env.step(action[step])
+
+
+def _varied(env: Env, config: CollectConfig) -> dict[str, Any]:
+    """What the record of an episode says of its variation: nothing without any."""
+    drawn = env.variation()
+    return {"variation": {"strength": asdict(config.env.variation), "drawn": drawn}} if drawn else {}
 
 
 def _described(name: str, action_repeat: int, versions: dict[str, str]) -> str:
@@ -109,8 +126,14 @@ def _described(name: str, action_repeat: int, versions: dict[str, str]) -> str:
 
 
 def _check_frames(frames: np.ndarray, visible: np.ndarray, number: int) -> None:
-    """A renderer gone bad shows in a constant frame, or in frames that stay the same while visible state moves."""
-    if any(frame.min() == frame.max() for frame in (frames[0], frames[-1])):
-        raise BadFrame(f"episode {number}: a frame has one colour only; does this GL backend work? see lewm doctor")
-    if np.ptp(visible, axis=0).max() > 0.2 and not (frames[1:] != frames[:-1]).any():
-        raise BadFrame(f"episode {number}: the state moves and the frames do not; does this GL backend work?")
+    """A renderer gone bad shows in a constant frame, or in frames that stay the same while visible state moves.
+
+    Looks at stretches of an episode, since it may go bad in the middle, and at no more than two frames of a good one.
+    """
+    for begin in range(0, len(frames), _STRETCH):
+        part, moved = frames[begin : begin + _STRETCH], visible[begin : begin + _STRETCH]
+        if any(frame.min() == frame.max() for frame in (part[0], part[-1])):
+            raise BadFrame(f"episode {number}: a frame has one colour only; does this GL backend work? see lewm doctor")
+        same = all(np.array_equal(part[0], frame) for frame in part[1:])  # ends at the first that differs
+        if len(part) > 1 and same and np.ptp(moved, axis=0).max(initial=0) > 0.2:
+            raise BadFrame(f"episode {number}: the state moves and the frames do not; does this GL backend work?")

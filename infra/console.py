@@ -11,12 +11,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from collectors.fleet import Progress as CollectProgress
 
 _LINE_SECONDS = 5.0
 
@@ -79,6 +82,24 @@ class _Lines:
         since, begun = self.first
         eta = f"{(now - since) / (done - begun) * (self.total - done):.0f} s" if done > begun else "unknown"
         print(f"{self.name}: {done}/{self.total} {self.unit}  {note}  ETA {eta}", file=sys.stderr, flush=True)
+
+
+def collection_note(line: "CollectProgress", per_actor: bool = False) -> str:
+    """Rate, volume and failures of a collection, in one line."""
+    note = f"{line.frames_per_second:,.0f} frames/s  {line.bytes / 1e6:.0f} MB"
+    if line.failures:
+        note += f"  {line.retries} retries, {line.lost} actors replaced"
+    if per_actor:
+        note += "  " + "  ".join(f"{each.worker}: {each.episodes} {each.doing}" for each in line.actors)
+    return note
+
+
+def training_note(metrics: dict[str, float]) -> str:
+    """The few numbers of training worth watching, in one line."""
+    return (
+        f"loss {metrics['train/prediction']:.4f} + reg {metrics['train/regularizer']:.3f}  "
+        f"{metrics['train/steps_per_second']:.1f} steps/s  wait {metrics['data/wait_share']:.0%}"
+    )
 
 
 def print_json(value: Any) -> None:

@@ -17,9 +17,7 @@ from collectors.envs import EnvConfig
 from collectors.fleet import CollectSummary, collect
 from collectors.policies import named_policy
 from infra import workflows
-from infra.cli.collect import collection_note
-from infra.cli.train import training_note
-from infra.console import progress, say
+from infra.console import collection_note, progress, say, training_note
 from infra.home import Home
 from infra.registry import promote
 from infra.tracking import MlflowTracker

@@ -1,7 +1,7 @@
 """The environment protocol: what every simulator looks like to policies, collectors and evaluation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,11 +13,33 @@ QUALITIES: tuple[Quality, ...] = ("fast", "full")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VariationConfig:
+    """How strongly episodes differ in what a task itself does not vary, each from 0 (not at all) to 1."""
+
+    colors: float = 0.0
+    """Share of a random colour in every colour."""
+    lighting: float = 0.0
+    """Brightness by up to a half, and the directions that light comes from."""
+    camera: float = 0.0
+    """Camera shifted by up to a tenth of its distance and turned by up to 5 degrees, about each axis."""
+    friction: float = 0.0
+    """Contact friction, between half and twice."""
+    masses: float = 0.0
+    """Every body's mass by itself, between half and twice."""
+
+    def __post_init__(self) -> None:
+        for factor in fields(self):
+            strength = getattr(self, factor.name)
+            if not 0 <= strength <= 1:
+                raise ValueError(f"variation of {factor.name} must be between 0 and 1, not {strength}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EnvConfig:
     """Which environment, and how it is seen."""
 
     name: str
-    """Such as dmc/cartpole-swingup."""
+    """Such as dmc/cartpole-swingup or metaworld/pick-place-v3."""
     size: int = 64
     """Side of the square frames in pixels."""
     camera: str | None = None
@@ -25,7 +47,9 @@ class EnvConfig:
     quality: Quality = "fast"
     """fast: no shadows, multisampling or reflections. full: the simulator's own look."""
     action_repeat: int | None = None
-    """Control steps a decision; 2 for dm_control unless given."""
+    """Control steps a decision; 2 for dm_control and 1 for Meta-World unless given."""
+    variation: VariationConfig = VariationConfig()
+    """What differs between episodes; nothing unless given."""
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 1024:
@@ -70,6 +94,10 @@ class Env(Protocol):
         """Begin an episode, a pure function of `seed`."""
         ...
 
+    def variation(self) -> Mapping[str, Any]:
+        """What was drawn for this episode besides the task's own start, as JSON can hold it; empty without."""
+        ...
+
     def randomize(self, rng: np.random.Generator) -> None:
         """Move to a random configuration, for coverage: joints uniform over most of their range, modest velocities.
 
@@ -87,6 +115,10 @@ class Env(Protocol):
 
     def physical_state(self) -> np.ndarray:
         """The named state (S,) float32, in the order of `spec.columns`."""
+        ...
+
+    def observation(self) -> np.ndarray:
+        """What the task shows a policy that may see the simulator's state (N,)."""
         ...
 
     def get_state(self) -> Any:

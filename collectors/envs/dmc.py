@@ -6,7 +6,7 @@ cannot show (the root's place in the world) is declared hidden.
 """
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,9 @@ import numpy as np
 from dm_control import suite
 
 from collectors.envs.base import EnvConfig, EnvEntry, EnvSpec
+from collectors.envs.joints import Reader, place, positions, read_columns, velocities
+from collectors.envs.state import read_integration, read_model, write_integration, write_model
+from collectors.envs.variation import vary
 from collectors.rendering import FrameRenderer
 from shards.episode import StateColumn
 
@@ -31,12 +34,6 @@ _HINGE_SPEED, _SLIDE_SPEED = 2.0, 0.2
 _PREFIX = "dmc/"
 _JOINT_NAMES = {"cartpole": {"slider": "cart", "hinge_1": "pole", "hinge_2": "pole_2", "hinge_3": "pole_3"}}
 _ROOT_SLIDES = ("rootx", "root_x", "rooty", "root_y")
-_MODEL_FIELDS = (
-    "geom_pos", "geom_quat", "geom_size", "geom_rgba", "geom_friction", "body_pos", "body_quat", "body_mass",
-    "body_inertia", "site_pos", "site_size", "mat_rgba", "light_pos", "cam_pos", "cam_quat", "dof_damping",
-    "actuator_gear", "wrap_prm", "hfield_data",
-)  # fmt: skip
-"""Everything in a model that a task's reset may write: targets, sizes, terrain, tendons, colours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +43,7 @@ class DMControlState:
     integration: np.ndarray
     model: dict[str, np.ndarray]
     task: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Where a column's value is: an index into qpos or qvel, or the coordinate of a geom relative to nothing."""
-
-    array: str
-    index: int
-    axis: int | None = None
+    variation: Mapping[str, Any]
 
 
 def task_names() -> list[str]:
@@ -109,6 +98,7 @@ class DMControlEnv:
             },
         )
         self._camera = cameras.index(camera)
+        self._factors, self._unvaried, self._variation = config.variation, read_model(model), {}
         self._renderer: FrameRenderer | None = None
 
     @property
@@ -116,10 +106,30 @@ class DMControlEnv:
         """dm_control's physics, for scripted policies."""
         return self._physics
 
+    @property
+    def task(self) -> Any:
+        """dm_control's task, for policies that ask for its reward."""
+        return self._env.task
+
+    def control(self, action: np.ndarray) -> np.ndarray:
+        """The simulator's controls for actions (..., A) in [-1, 1]."""
+        return self._low + (np.clip(action, -1.0, 1.0) + 1.0) * 0.5 * (self._high - self._low)
+
+    def observation(self) -> np.ndarray:
+        """What the task shows of its state (N,) float32, its parts in the order in which it gives them."""
+        shown = self._env.task.get_observation(self._physics)
+        return np.concatenate([np.ravel(part) for part in shown.values()]).astype(np.float32)
+
     def reset(self, seed: int) -> None:
+        model = self._physics.model.ptr
+        write_model(model, self._unvaried)
+        self._variation = vary(model, self._factors, self._camera, np.random.default_rng([seed, 2]))
         self._env.task._random = np.random.RandomState(seed)
         self._env.reset()
         self._reload_terrain()
+
+    def variation(self) -> Mapping[str, Any]:
+        return self._variation
 
     def randomize(self, rng: np.random.Generator) -> None:
         model, data = self._physics.model.ptr, self._physics.data.ptr
@@ -137,10 +147,10 @@ class DMControlEnv:
         self._physics.after_reset()
 
     def step(self, action: np.ndarray) -> float:
-        scaled = self._low + (np.clip(action, -1.0, 1.0) + 1.0) * 0.5 * (self._high - self._low)
+        control = self.control(action)
         reward = 0.0
         for _ in range(self.spec.action_repeat):
-            reward += self._env.step(scaled).reward
+            reward += self._env.step(control).reward
             self._env._reset_next_step = False
         return float(reward)
 
@@ -153,33 +163,19 @@ class DMControlEnv:
         return self._renderer.render(self._physics.data.ptr)
 
     def physical_state(self) -> np.ndarray:
-        data = self._physics.data.ptr
-        values = [
-            getattr(data, reader.array)[reader.index]
-            if reader.axis is None
-            else getattr(data, reader.array)[reader.index, reader.axis]
-            for reader in self._readers
-        ]
-        return np.array(values, dtype=np.float32)
+        return read_columns(self._physics.data.ptr, self._readers)
 
     def get_state(self) -> DMControlState:
         model, data = self._physics.model.ptr, self._physics.data.ptr
-        kind = mujoco.mjtState.mjSTATE_INTEGRATION
-        integration = np.empty(mujoco.mj_stateSize(model, kind))
-        mujoco.mj_getState(model, data, integration, kind)
-        fields = {name: np.array(getattr(model, name)) for name in _MODEL_FIELDS}
-        return DMControlState(integration, fields, deepcopy(vars(self._env.task)))
+        task = deepcopy(vars(self._env.task))
+        return DMControlState(read_integration(model, data), read_model(model), task, self._variation)
 
     def set_state(self, state: DMControlState) -> None:
         model, data = self._physics.model.ptr, self._physics.data.ptr
-        for name, value in state.model.items():
-            getattr(model, name)[:] = value
+        write_model(model, state.model)
         vars(self._env.task).update(deepcopy(state.task))
-        mujoco.mj_setState(model, data, state.integration, mujoco.mjtState.mjSTATE_INTEGRATION)
-        # Derived quantities (what is rendered and rewarded) follow from the state; the warm start must survive this.
-        warm_start = data.qacc_warmstart.copy()
-        mujoco.mj_forward(model, data)
-        data.qacc_warmstart[:] = warm_start
+        write_integration(model, data, state.integration)
+        self._variation = state.variation
         self._env._reset_next_step = False
         self._reload_terrain()
 
@@ -210,52 +206,16 @@ def _follows(model: Any, camera: int) -> bool:
     return int(model.cam_mode[camera]) in map(int, following)
 
 
-def _describe(model: Any, domain: str, *, follows: bool) -> Iterator[tuple[StateColumn, _Reader]]:
+def _describe(model: Any, domain: str, *, follows: bool) -> Iterator[tuple[StateColumn, Reader]]:
     """Every column with its reader: positions of all joints, then their velocities, then what the task adds."""
     names = [_JOINT_NAMES.get(domain, {}).get(model.joint(joint).name, "") for joint in range(model.njnt)]
     names = [name or model.joint(joint).name or f"joint{joint}" for joint, name in enumerate(names)]
     for joint, name in enumerate(names):
-        yield from _positions(model, joint, name, follows)
+        lost = follows and model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_SLIDE and name in _ROOT_SLIDES
+        seen = "hidden" if lost else "one_frame"
+        yield from positions(model, joint, name, seen, hidden="xy" if follows else "")
     for joint, name in enumerate(names):
-        yield from _velocities(model, joint, name)
+        yield from velocities(model, joint, name, "several_frames")
     if domain == "reacher":
         for geom in ("finger", "target"):
-            for axis, letter in enumerate("xy"):
-                column = StateColumn(f"{geom}_{letter}", "m", "position", "one_frame")
-                yield column, _Reader("geom_xpos", model.geom(geom).id, axis)
-
-
-def _positions(model: Any, joint: int, name: str, follows: bool) -> Iterator[tuple[StateColumn, _Reader]]:
-    address, kind = int(model.jnt_qposadr[joint]), model.jnt_type[joint]
-    if kind == mujoco.mjtJoint.mjJNT_SLIDE:
-        seen = "hidden" if follows and name in _ROOT_SLIDES else "one_frame"
-        yield StateColumn(f"{name}_position", "m", "position", seen), _Reader("qpos", address)
-    elif kind == mujoco.mjtJoint.mjJNT_HINGE:
-        periodic = not model.jnt_limited[joint]
-        yield StateColumn(f"{name}_angle", "rad", "angle", "one_frame", periodic), _Reader("qpos", address)
-    else:
-        if kind == mujoco.mjtJoint.mjJNT_FREE:
-            for axis, letter in enumerate("xyz"):
-                seen = "hidden" if follows and letter != "z" else "one_frame"
-                yield StateColumn(f"{name}_{letter}", "m", "position", seen), _Reader("qpos", address + axis)
-            address += 3
-        for axis, letter in enumerate("wxyz"):
-            column = StateColumn(f"{name}_quaternion_{letter}", "1", "orientation", "one_frame")
-            yield column, _Reader("qpos", address + axis)
-
-
-def _velocities(model: Any, joint: int, name: str) -> Iterator[tuple[StateColumn, _Reader]]:
-    address, kind = int(model.jnt_dofadr[joint]), model.jnt_type[joint]
-    seen = "several_frames"
-    if kind == mujoco.mjtJoint.mjJNT_SLIDE:
-        yield StateColumn(f"{name}_velocity", "m/s", "velocity", seen), _Reader("qvel", address)
-    elif kind == mujoco.mjtJoint.mjJNT_HINGE:
-        yield StateColumn(f"{name}_angular_velocity", "rad/s", "angular_velocity", seen), _Reader("qvel", address)
-    else:
-        if kind == mujoco.mjtJoint.mjJNT_FREE:
-            for axis, letter in enumerate("xyz"):
-                yield StateColumn(f"{name}_velocity_{letter}", "m/s", "velocity", seen), _Reader("qvel", address + axis)
-            address += 3
-        for axis, letter in enumerate("xyz"):
-            column = StateColumn(f"{name}_angular_velocity_{letter}", "rad/s", "angular_velocity", seen)
-            yield column, _Reader("qvel", address + axis)
+            yield from place(geom, "geom_xpos", model.geom(geom).id, "one_frame", axes="xy")

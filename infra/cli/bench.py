@@ -1,5 +1,9 @@
 """`lewm bench VERB`: measure, in one run, against a floor and against what others do. A verb lives in `infra.bench`."""
 
+from infra.bench import collect, experts
 from infra.cli.common import Verb
 
-VERBS: dict[str, Verb] = {}
+VERBS: dict[str, Verb] = {
+    "collect": Verb(collect.Args, collect.run),
+    "experts": Verb(experts.Args, experts.run),
+}

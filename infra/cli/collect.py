@@ -1,19 +1,19 @@
 """`lewm collect ENV`: record episodes of a task into shards."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from collectors.config import CollectConfig
-from collectors.envs.base import EnvConfig, Quality
-from collectors.fleet import CollectionFailed, Progress, collect
-from collectors.policies import named_policy
+from collectors.config import CollectConfig, load_collect_config
+from collectors.envs.base import EnvConfig, Quality, VariationConfig
+from collectors.fleet import ActorConfig, CollectionFailed, collect
+from collectors.policies import PolicyName, named_policy
 from infra.cli.common import Common, absolute
 from infra.cli.errors import Failed
-from infra.console import print_json, print_table, progress, say
+from infra.console import collection_note, print_json, print_table, progress, say
 from shards.codec import Encoding
 
 
@@ -27,8 +27,9 @@ class Args(Common):
     """Show every environment with its action size and cameras."""
     episodes: int = 100
     """Episodes that the dataset is to hold."""
-    policy: Literal["random", "noise", "expert", "mixed"] = "random"
-    """Behaviour: uniform random, coloured noise, the scripted expert, or gentle noise mixed with noisy experts."""
+    policy: PolicyName = "random"
+    """Behaviour: uniform random, coloured noise, the task's expert, planning on the simulator, or noise mixed with
+    noisy experts."""
     random_start: float = 0.0
     """Share of episodes that begin in a random configuration."""
     size: int = 64
@@ -36,17 +37,25 @@ class Args(Common):
     steps: int | None = None
     """Decisions an episode; the environment's own length unless given."""
     action_repeat: int | None = None
-    """Control steps a decision; 2 for dm_control unless given."""
+    """Control steps a decision; 2 for dm_control and 1 for Meta-World unless given."""
     camera: str | None = None
     """Camera; the environment's default unless given."""
     quality: Quality = "fast"
     """fast: no shadows, multisampling or reflections. full: the simulator's own look."""
+    variation: VariationConfig = field(default_factory=VariationConfig)
+    """What differs between episodes besides the task's own start; nothing unless given."""
     encoding: Encoding = "jpeg"
     """jpeg (quality 95) or raw."""
     seed: int = 0
     """Seed of the dataset."""
     workers: int = len(os.sched_getaffinity(0))
-    """Ray actors, one core each."""
+    """Ray actors."""
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    """What an actor takes, and when it is replaced."""
+    per_actor: bool = False
+    """Show what each actor does, and at the end what it did."""
+    from_config: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """collection.json of another dataset, to repeat it: it says what to record, the options above are not used."""
     address: str | None = None
     """Ray cluster; a local Ray is started unless given."""
     out: Path | None = None
@@ -57,24 +66,9 @@ def run(args: Args) -> None:
     if args.list:
         _print_environments(args.json)
         return
-    if not args.env:
-        raise ValueError("name an environment, such as dmc/cartpole-swingup; `lewm collect --list` shows all")
-    config = CollectConfig(
-        env=EnvConfig(
-            name=args.env,
-            size=args.size,
-            camera=args.camera,
-            quality=args.quality,
-            action_repeat=args.action_repeat,
-        ),
-        policy=named_policy(args.policy),
-        episodes=args.episodes,
-        seed=args.seed,
-        steps=args.steps,
-        random_start=args.random_start,
-        encoding=args.encoding,
-    )
-    out = absolute(args.out) if args.out else args.find_home().data / f"{args.env.split('/')[-1]}-{args.seed}"
+    config = _config(args)
+    name = config.env.name.split("/")[-1]
+    out = absolute(args.out) if args.out else args.find_home().data / f"{name}-{config.seed}"
     with progress("collect", config.episodes, "episodes") as bar:
         try:
             summary = collect(
@@ -82,7 +76,8 @@ def run(args: Args) -> None:
                 out,
                 workers=args.workers,
                 address=args.address,
-                on_progress=lambda line: bar.update(line.episodes, collection_note(line)),
+                actor=args.actor,
+                on_progress=lambda line: bar.update(line.episodes, collection_note(line, args.per_actor)),
             )
         except CollectionFailed as error:
             raise Failed(str(error)) from error
@@ -97,14 +92,42 @@ def run(args: Args) -> None:
         ("frames recorded", f"{summary.frames:,}"),
         ("frames/s", f"{summary.frames_per_second:,.0f}"),
         ("MB written", f"{summary.bytes / 1e6:.1f}"),
+        ("episodes tried again", f"{summary.retries:,}"),
+        ("renderers replaced", f"{summary.renderers:,}"),
+        ("actors lost and replaced", f"{summary.lost:,}"),
         ("digest", summary.digest[:12]),
     ]
+    if summary.skipped:
+        rows.insert(1, ("episodes that failed", ", ".join(map(str, summary.skipped))))
     print_table(summary.path, ("what", "value"), rows)
+    if args.per_actor:
+        lines = [(str(each.worker), f"{each.episodes:,}", f"{each.frames:,}") for each in summary.actors]
+        print_table("Actors", ("actor", "episodes", "frames"), lines)
 
 
-def collection_note(line: Progress) -> str:
-    """Rate and volume, in one line."""
-    return f"{line.frames_per_second:,.0f} frames/s  {line.bytes / 1e6:.0f} MB"
+def _config(args: Args) -> CollectConfig:
+    if args.from_config is not None:
+        if args.env:
+            raise ValueError(f"give ENV ({args.env}) or --from, not both")
+        return load_collect_config(absolute(args.from_config))
+    if not args.env:
+        raise ValueError("name an environment, such as dmc/cartpole-swingup; `lewm collect --list` shows all")
+    return CollectConfig(
+        env=EnvConfig(
+            name=args.env,
+            size=args.size,
+            camera=args.camera,
+            quality=args.quality,
+            action_repeat=args.action_repeat,
+            variation=args.variation,
+        ),
+        policy=named_policy(args.policy),
+        episodes=args.episodes,
+        seed=args.seed,
+        steps=args.steps,
+        random_start=args.random_start,
+        encoding=args.encoding,
+    )
 
 
 def _print_environments(as_json: bool) -> None:

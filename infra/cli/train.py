@@ -10,7 +10,7 @@ import tyro
 from infra.cli import parse_args
 from infra.cli.common import Common, absolute, pick_device
 from infra.cli.errors import Failed
-from infra.console import print_json, print_table, progress, say
+from infra.console import print_json, print_table, progress, say, training_note
 from trainers.config import TrainConfig, load_train_config, train_preset
 
 
@@ -88,11 +88,3 @@ def run(args: Args) -> None:
     ]
     print_table(f"Run {name}", ("what", "value"), rows)
     say(f"next: lewm probe {name}")
-
-
-def training_note(metrics: dict[str, float]) -> str:
-    """The few numbers worth watching, in one line."""
-    return (
-        f"loss {metrics['train/prediction']:.4f} + reg {metrics['train/regularizer']:.3f}  "
-        f"{metrics['train/steps_per_second']:.1f} steps/s  wait {metrics['data/wait_share']:.0%}"
-    )

@@ -84,18 +84,7 @@ def test_the_expert_swings_up_and_balances(env):
         assert np.cos(episode.state[0, 1]) < -0.9
         assert np.cos(episode.state[-100:, 1]).min() > 0.99
         returns.append(episode.episode_return)
-    assert np.mean(returns) > 600
-
-
-def test_there_is_no_expert_for_every_task(gl):
-    from collectors.envs import make_env
-
-    env = make_env(EnvConfig(name="dmc/walker-walk", size=32))
-    try:
-        with pytest.raises(ValueError, match="no scripted expert for dmc/walker-walk"):
-            make_policy(ExpertConfig(), env.spec)
-    finally:
-        env.close()
+    assert min(returns) > 850
 
 
 def test_configurations_are_checked_and_hashed():
@@ -115,7 +104,7 @@ def test_configurations_are_checked_and_hashed():
         ExpertConfig(noise=-1.0)
     with pytest.raises(ValueError, match="at least one"):
         MixtureConfig(policies=())
-    with pytest.raises(ValueError, match="random, noise, expert, mixed"):
+    with pytest.raises(ValueError, match="random, noise, expert, oracle, mixed"):
         named_policy("clever")
     assert draw(RandomConfig(), np.random.default_rng(0)) == RandomConfig()
 

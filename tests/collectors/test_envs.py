@@ -14,6 +14,10 @@ SAMPLE = (
     "dmc/manipulator-bring_ball",
     "dmc/swimmer-swimmer6",
     "dmc/lqr-lqr_2_1",
+    "metaworld/pick-place-v3",
+    "metaworld/drawer-close-v3",
+    "metaworld/door-open-v3",
+    "metaworld/bin-picking-v3",
 )
 
 
@@ -48,11 +52,13 @@ def test_a_saved_state_comes_back_exactly(env):
     env.reset(3)
     drive(env, 5, 0)
     saved = env.get_state()
-    states, rewards, frame = drive(env, 30, 1)
+    shown = env.render()
+    states, rewards, frame = drive(env, 50, 1)
     env.reset(99)
     drive(env, 3, 2)
     env.set_state(saved)
-    again = drive(env, 30, 1)
+    np.testing.assert_array_equal(env.render(), shown)
+    again = drive(env, 50, 1)
     np.testing.assert_array_equal(states, again[0])
     assert rewards == again[1]
     np.testing.assert_array_equal(frame, again[2])
@@ -63,7 +69,8 @@ def test_every_task_starts_steps_renders_and_comes_back_exactly(gl):
     from collectors.envs import environment_names, make_env
 
     names = environment_names()
-    assert len(names) > 45
+    assert sum(name.startswith("dmc/") for name in names) > 45
+    assert sum(name.startswith("metaworld/") for name in names) == 50
     for name in names:
         env = make_env(EnvConfig(name=name, size=32))
         try:
@@ -71,6 +78,9 @@ def test_every_task_starts_steps_renders_and_comes_back_exactly(gl):
             columns = [column.name for column in env.spec.columns]
             assert len(set(columns)) == len(columns) == len(env.physical_state()), name
             assert env.spec.max_steps > 0, name
+            env.randomize(np.random.default_rng(0))
+            assert np.isfinite(env.physical_state()).all(), name
+            test_a_reset_writes_only_what_a_saved_state_holds(env)
         finally:
             env.close()
 
@@ -139,6 +149,7 @@ def test_what_a_following_camera_hides_is_declared(gl):
     seen = {column.name: column.observable for column in env.spec.columns}
     env.close()
     assert seen["rootx_position"] == "hidden"
+    assert seen["rooty_angle"] == seen["rootz_position"] == "one_frame"
     assert seen["right_hip_angle"] == "one_frame"
     assert seen["right_hip_angular_velocity"] == "several_frames"
 
@@ -162,6 +173,11 @@ def test_bad_names_and_cameras_are_refused_with_a_hint(gl):
 
     with pytest.raises(ValueError, match="dmc/cartpole-swingup"):
         make_env(EnvConfig(name="dmc/cartpole-swingupp"))
+    for near in ("pick-place", "dmc/pick-place-v3", "metaworld/pick-plac-v3"):
+        with pytest.raises(ValueError, match="metaworld/pick-place-v3"):
+            make_env(EnvConfig(name=near))
+    with pytest.raises(ValueError, match="corner2"):
+        make_env(EnvConfig(name="metaworld/reach-v3", camera="lookatcart"))
     with pytest.raises(ValueError, match="lookatcart"):
         make_env(EnvConfig(name="dmc/cartpole-swingup", camera="top"))
     with pytest.raises(ValueError, match="size"):
@@ -233,3 +249,34 @@ def test_random_configurations_cover_the_circle(cartpole):
     assert 0.3 < np.mean(np.array(angles) > 0) < 0.7
     assert min(positions) < -1
     assert max(positions) > 1
+
+
+def test_a_reset_writes_only_what_a_saved_state_holds(env):
+    """Any other field of the model that changed would be lost with a saved state."""
+    from collectors.envs.state import MODEL_FIELDS
+
+    model = env.task.model if env.spec.name.startswith("metaworld/") else env.physics.model.ptr
+
+    def fields() -> dict[str, np.ndarray]:
+        # What a model refuses to show as an array is of no interest.
+        names = [name for name in dir(type(model)) if isinstance(getattr(model, name, None), np.ndarray)]
+        return {name: getattr(model, name).copy() for name in names if name not in MODEL_FIELDS}
+
+    before = fields()
+    assert len(before) > 100
+    for seed in (1, 2):
+        env.reset(seed)
+        drive(env, 2, seed)
+    for name, value in fields().items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_list_has_every_environment_with_its_cameras(gl):
+    from collectors.envs import environment_names, list_environments
+
+    entries = {entry.name: entry for entry in list_environments()}
+    assert list(entries) == environment_names()
+    assert entries["metaworld/pick-place-v3"].action_size == 4
+    assert {"corner4", "topview", "gripperPOV"} <= set(entries["metaworld/pick-place-v3"].cameras)
+    assert entries["dmc/walker-walk"].cameras == ("side", "back")
