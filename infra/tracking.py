@@ -131,7 +131,7 @@ class MlflowTracker:
             name=dataset.environment,
             digest=manifest.digest[:_DIGEST_LIMIT],
             source_type="local",
-            source=json.dumps({"uri": str(dataset.path)}),
+            source=json.dumps({"uri": dataset.location}),
             schema=json.dumps({"mlflow_colspec": columns}),
             profile=json.dumps(profile),
         )

@@ -1,11 +1,10 @@
-"""A dataset on disk, open for reading.
+"""A dataset, open for reading: a directory, or the URI of one in a bucket (`mirror`).
 
 Opening reads the manifest and maps `episodes.arrow`, whatever the number of shards; a shard's index is mapped, and
 checked against the manifest, when one of its episodes is first asked for. Episodes are numbered in canonical order, by
-key. A Dataset pickles as its path: a worker process opens it again, and refuses it if it has changed meanwhile.
+key. A Dataset pickles as its location: a worker process opens it again, and refuses it if it has changed meanwhile.
 """
 
-import os
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from shards.codec import decode, parse_metadata, sample_sha256
 from shards.episode import Episode, EpisodeInfo, StateColumn
 from shards.index import ShardIndex, open_ipc
 from shards.manifest import EPISODES, EPISODES_SCHEMA, Manifest, load
+from shards.mirror import open_file, open_mirror, present
+from shards.remote import is_remote
 from shards.split import SPLITS, Split
 from shards.writer import shard_paths
 
@@ -35,10 +36,13 @@ class FrameMembers:
 
 
 class Dataset:
-    """A dataset's episodes, in canonical order. `lengths` is (episodes,) int64, in steps."""
+    """A dataset's episodes, in canonical order. `lengths` is (episodes,) int64, in steps.
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
+    `location` is what it was opened by, an absolute path or a URI; `path` is where its files are on this machine.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, location: str) -> None:
+        self.path, self.manifest, self.location = path, manifest, location
         file = path / EPISODES
         if not file.exists() or file_sha256(file) != manifest.episodes_sha256:
             raise ValueError(f"{file} is missing or does not belong to {path}/manifest.json; run `lewm collect` again")
@@ -54,19 +58,23 @@ class Dataset:
 
     @classmethod
     def open(cls, path: Path | str) -> "Dataset":
-        """Open the dataset in a directory; ValueError when it is none, or its manifest is damaged."""
+        """Open the dataset in a directory, or at an s3:// or gs:// URI; ValueError when it is none, or its manifest is
+        damaged."""
+        if is_remote(path):
+            mirror = open_mirror(str(path))
+            return cls(mirror, load(mirror), str(path))
         path = Path(path).absolute()
-        return cls(path, load(path))
+        return cls(path, load(path), str(path))
 
-    def __reduce__(self) -> "tuple[Callable[[Path, str], Dataset], tuple[Path, str]]":
-        return _reopen, (self.path, self.digest)
+    def __reduce__(self) -> "tuple[Callable[[str, str], Dataset], tuple[str, str]]":
+        return _reopen, (self.location, self.digest)
 
     def __len__(self) -> int:
         """Number of episodes."""
         return len(self.lengths)
 
     def __repr__(self) -> str:
-        return f"Dataset({str(self.path)!r}, {self.environment}, {len(self)} episodes, digest {self.digest[:12]})"
+        return f"Dataset({self.location!r}, {self.environment}, {len(self)} episodes, digest {self.digest[:12]})"
 
     @property
     def digest(self) -> str:
@@ -153,7 +161,7 @@ class Dataset:
 
     def _open_index(self, shard: int) -> ShardIndex:
         info = self.manifest.shards[shard]
-        path = shard_paths(self.path, info.name)[1]
+        path = present(shard_paths(self.path, info.name)[1])
         if not path.exists() or file_sha256(path) != info.index_sha256:
             raise ValueError(f"{path} is missing or is not the index that the manifest names; see `lewm shards verify`")
         return ShardIndex.open(path)
@@ -164,11 +172,7 @@ def read_members(index: ShardIndex, row: int) -> list[tuple[str, memoryview]]:
     located = index.members(row)
     begin = min(offset for _, offset, _ in located)
     end = max(offset + size for _, offset, size in located)
-    with open(index.tar, "rb") as file:
-        if end > os.fstat(file.fileno()).st_size:  # asked for, so much memory would be taken, whatever there is to read
-            raise ValueError(f"the tar is cut off before byte {end}")
-        file.seek(begin)
-        data = memoryview(file.read(end - begin))
+    data = open_file(index.tar).read(begin, end - begin)
     if len(data) != end - begin:
         raise ValueError(f"the tar is cut off: {len(data)} of {end - begin} bytes at byte {begin}")
     return [(suffix, data[offset - begin : offset - begin + size]) for suffix, offset, size in located]
@@ -204,8 +208,10 @@ class Keys(Sequence[str]):
         return i < len(self) and self[i] == value
 
 
-def _reopen(path: Path, digest: str) -> Dataset:
-    dataset = Dataset.open(path)
+def _reopen(location: str, digest: str) -> Dataset:
+    dataset = Dataset.open(location)
     if dataset.digest != digest:
-        raise ValueError(f"{path} changed while it was in use: digest {dataset.digest[:12]} instead of {digest[:12]}")
+        raise ValueError(
+            f"{location} changed while it was in use: digest {dataset.digest[:12]} instead of {digest[:12]}"
+        )
     return dataset

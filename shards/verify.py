@@ -22,6 +22,8 @@ from shards.codec import Buffer, parse_metadata, read_npy
 from shards.index import ShardIndex
 from shards.manifest import EPISODES, Manifest, build, load
 from shards.members import BLOCK, check_member, padded, scan
+from shards.mirror import open_mirror, present
+from shards.remote import Remote, is_remote
 from shards.writer import ShardInfo, shard_paths
 
 _CHUNK = 8 << 20
@@ -45,11 +47,16 @@ class VerifyReport:
 
 
 def verify(directory: Path | str, threads: int = 2) -> VerifyReport:
-    """Check a dataset whole. ValueError only when the directory holds neither a manifest nor a shard."""
-    directory = Path(directory)
+    """Check a dataset whole, in a directory or in a bucket, from which its shards are fetched for it.
+
+    ValueError only when there is neither a manifest nor a shard.
+    """
+    remote = Remote(str(directory)) if is_remote(directory) else None
+    directory = open_mirror(remote.uri) if remote else Path(directory)
     problems: list[str] = []
     manifest: Manifest | None = None
-    names = {path.stem for path in (directory / "shards").glob("*") if path.suffix in (".tar", ".arrow")}
+    files = [Path(name) for name in remote.names("shards")] if remote else list((directory / "shards").glob("*"))
+    names = {path.stem for path in files if path.suffix in (".tar", ".arrow")}
     try:
         manifest = load(directory)
     except ValueError as error:
@@ -63,6 +70,11 @@ def verify(directory: Path | str, threads: int = 2) -> VerifyReport:
         expected = listed.get(name)
         if manifest and not expected:
             return [f"shard {name} is extra: the manifest does not name it"]
+        try:
+            for path in shard_paths(directory, name) if remote else ():
+                present(path)
+        except OSError as error:
+            return [str(error)]
         return list(_shard_problems(directory, name, expected))
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -70,15 +82,15 @@ def verify(directory: Path | str, threads: int = 2) -> VerifyReport:
             problems += found
     if manifest:
         problems += _episodes_problems(directory, manifest)
-        if not problems:
+        if not problems and not remote:  # of a bucket not all shards need be on this machine at once
             problems += _manifest_problems(directory, manifest)
-    present = [path for name in names for path in shard_paths(directory, name) if path.exists()]
-    leftovers = sorted(path.name for path in directory.rglob(f"*{TMP_SUFFIX}"))
+    there = [path for name in names for path in shard_paths(directory, name) if path.exists()]
+    leftovers = [] if remote else sorted(path.name for path in directory.rglob(f"*{TMP_SUFFIX}"))
     return VerifyReport(
         directory=directory,
         shards=len(names),
         episodes=manifest.n_episodes if manifest else 0,
-        bytes=sum(path.stat().st_size for path in present),
+        bytes=sum(path.stat().st_size for path in there),
         problems=tuple(problems),
         leftovers=tuple(leftovers),
     )

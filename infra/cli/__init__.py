@@ -19,7 +19,7 @@ from infra.cli.errors import Failed, one_line
 HELP = {
     "demo": "the whole line in a few minutes: collect, train, probe, plan, register",
     "collect": "record episodes of a task into shards",
-    "shards": "list, verify, preview, merge and import datasets",
+    "shards": "list, verify, look at, join, import and copy datasets",
     "train": "train a model as a Ray Train job",
     "probe": "probe a run's latents for physical state",
     "plan": "reach goals of held-out episodes by planning",

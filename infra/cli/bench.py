@@ -1,9 +1,10 @@
 """`lewm bench VERB`: measure, in one run, against a floor and against what others do. A verb lives in `infra.bench`."""
 
-from infra.bench import collect, experts
+from infra.bench import collect, experts, loader
 from infra.cli.common import Verb
 
 VERBS: dict[str, Verb] = {
     "collect": Verb(collect.Args, collect.run),
     "experts": Verb(experts.Args, experts.run),
+    "loader": Verb(loader.Args, loader.run),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infra.home import Home
+from shards.remote import is_remote
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -44,6 +45,12 @@ class Common:
 def absolute(path: Path | str) -> Path:
     """A path as the rest of the program sees it: absolute, because a job's working directory is another."""
     return Path(os.path.expanduser(path)).absolute()
+
+
+def location(text: Path | str) -> str:
+    """Where a dataset is: a URI of a bucket as it stands, a path made absolute."""
+    # A Path swallows the second slash of a URI, so that locations are read as text.
+    return str(text) if is_remote(str(text)) else str(absolute(text))
 
 
 def pick_device(name: Device) -> str:

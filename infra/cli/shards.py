@@ -9,25 +9,25 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from infra.cli.common import Common, Verb, absolute
+from infra.cli.common import Common, Verb, absolute, location
 from infra.console import Bar, print_json, print_table, progress, say
 from shards.codec import Encoding
 from shards.episode import Observability
 
 Directory = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY")]
+Location = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIRECTORY|URI")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LsArgs(Common):
     """List the datasets below the home's data directory, or the shards of one dataset."""
 
-    directory: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIRECTORY]")] = None
-    """A dataset directory."""
+    directory: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DIRECTORY|URI]")] = None
+    """A dataset directory, or the s3:// or gs:// URI of one."""
 
 
 def ls(args: LsArgs) -> None:
     from shards.dataset import Dataset
-    from shards.manifest import load
 
     if args.directory is None:
         home = args.find_home()
@@ -40,7 +40,7 @@ def ls(args: LsArgs) -> None:
         else:
             print_table(f"Datasets below {home.data}", tuple(rows[0]), [_text(row) for row in rows])
         return
-    manifest = load(absolute(args.directory))
+    manifest = Dataset.open(location(args.directory)).manifest
     rows = [asdict(shard) for shard in manifest.shards]
     if args.json:
         print_json(rows)
@@ -53,8 +53,8 @@ def ls(args: LsArgs) -> None:
 class VerifyArgs:
     """Check every byte of a dataset: tars, indexes and manifest. Exit code 1 when anything is wrong."""
 
-    directory: Directory
-    """Dataset directory."""
+    directory: Location
+    """Dataset directory, or the s3:// or gs:// URI of one."""
     threads: int = len(os.sched_getaffinity(0))
     """Files checked at once."""
     json: bool = False
@@ -64,7 +64,7 @@ class VerifyArgs:
 def verify(args: VerifyArgs) -> int:
     from shards.verify import verify
 
-    report = verify(absolute(args.directory), args.threads)
+    report = verify(location(args.directory), args.threads)
     if args.json:
         print_json({"ok": report.ok, **asdict(report)})
     else:
@@ -79,8 +79,8 @@ def verify(args: VerifyArgs) -> int:
 class StatsArgs:
     """Show what a dataset holds: provenance, splits, state columns with their statistics, returns."""
 
-    directory: Directory
-    """Dataset directory."""
+    directory: Location
+    """Dataset directory, or the s3:// or gs:// URI of one."""
     json: bool = False
     """Print one JSON value on standard output."""
 
@@ -88,7 +88,7 @@ class StatsArgs:
 def stats(args: StatsArgs) -> None:
     from shards.dataset import Dataset
 
-    dataset = Dataset.open(absolute(args.directory))
+    dataset = Dataset.open(location(args.directory))
     returns = [float(dataset.reward(index).sum()) for index in range(len(dataset))]
     statistics = dataset.manifest.statistics
     columns = [
@@ -114,7 +114,7 @@ def stats(args: StatsArgs) -> None:
     if args.json:
         print_json(summary | {"columns": columns, "digest": dataset.digest})
         return
-    print_table(str(dataset.path), ("what", "value"), [(key, str(value)) for key, value in summary.items()])
+    print_table(dataset.location, ("what", "value"), [(key, str(value)) for key, value in summary.items()])
     print_table("Physical state", tuple(columns[0]), [_text(column) for column in columns])
 
 
@@ -122,8 +122,8 @@ def stats(args: StatsArgs) -> None:
 class PreviewArgs:
     """Draw episodes: a contact sheet of frames with reward and state curves (PNG), and a clip (GIF or WebP)."""
 
-    directory: Directory
-    """Dataset directory."""
+    directory: Location
+    """Dataset directory, or the s3:// or gs:// URI of one."""
     episodes: tuple[int, ...] = ()
     """Numbers of the episodes, in order of their keys; unless given, --count of them, evenly spread."""
     count: int = 4
@@ -142,7 +142,7 @@ def preview(args: PreviewArgs) -> None:
     from infra.preview import choose, contact_sheet, save_clip
     from shards.dataset import Dataset
 
-    dataset = Dataset.open(absolute(args.directory))
+    dataset = Dataset.open(location(args.directory))
     numbers = choose(dataset, args.episodes, args.count)
     out = absolute(args.out or ".")
     out.mkdir(parents=True, exist_ok=True)
@@ -271,6 +271,29 @@ def import_(args: ImportArgs) -> None:
     _show(out, args.json)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushArgs:
+    """Copy a dataset to a bucket, the manifest last. Run the same command again to go on."""
+
+    directory: Directory
+    """Dataset directory."""
+    uri: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="URI")]
+    """s3:// or gs:// URI of the copy; endpoint and credentials are those of the environment (AWS_...)."""
+    json: bool = False
+    """Print one JSON value on standard output."""
+
+
+def push(args: PushArgs) -> None:
+    from shards.mirror import push
+
+    with _Progress("push", "files") as bar:
+        sent = push(absolute(args.directory), args.uri, bar.update)
+    if args.json:
+        print_json({"uri": args.uri, "bytes_sent": sent})
+    else:
+        print(f"{args.uri}: {sent / 1e6:.1f} MB sent")
+
+
 VERBS = {
     "ls": Verb(LsArgs, ls),
     "verify": Verb(VerifyArgs, verify),
@@ -279,6 +302,7 @@ VERBS = {
     "index": Verb(IndexArgs, index),
     "merge": Verb(MergeArgs, merge),
     "import": Verb(ImportArgs, import_),
+    "push": Verb(PushArgs, push),
 }
 
 
@@ -310,7 +334,7 @@ def _show(directory: Path, as_json: bool) -> None:
 def _dataset_row(dataset: Any) -> dict[str, Any]:
     manifest = dataset.manifest
     return {
-        "name": dataset.path.name,
+        "name": dataset.location.rstrip("/").rsplit("/", 1)[-1],
         "environment": dataset.environment,
         "episodes": manifest.n_episodes,
         "frames": manifest.n_frames,

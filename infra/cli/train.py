@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from infra.cli import parse_args
-from infra.cli.common import Common, absolute, pick_device
+from infra.cli.common import Common, absolute, location, pick_device
 from infra.cli.errors import Failed
 from infra.console import print_json, print_table, progress, say, training_note
 from trainers.config import TrainConfig, load_train_config, train_preset
@@ -45,7 +45,7 @@ def parse(program: str, words: list[str]) -> Args:
         raise ValueError(str(error)) from error
     base = load_train_config(absolute(known.source)) if known.source is not None else _preset(known.preset)
     args: Args = parse_args(Args, program, words, default=Args(config=base))
-    return replace(args, config=replace(args.config, data=str(absolute(args.config.data))))
+    return replace(args, config=replace(args.config, data=location(args.config.data)))
 
 
 def run(args: Args) -> None:

@@ -1,0 +1,262 @@
+"""Datasets in a bucket, on a real S3 server: the same as on disk, also where answers fail, are cut off or are wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards import mirror
+from shards.cache import cache_directory
+from shards.dataset import Dataset
+from shards.manifest import MANIFEST
+from shards.mirror import open_file, open_mirror, present, push
+from shards.remote import ATTEMPTS, Remote
+from shards.verify import verify
+from tests.helpers import make_dataset
+from tests.remote import BUCKET, bucket_server
+
+
+@pytest.fixture(scope="module")
+def server():
+    with pytest.MonkeyPatch.context() as patch, bucket_server(patch) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(server, monkeypatch, tmp_path):
+    """The server, without faults, and an empty cache."""
+    monkeypatch.setenv("LEWM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("shards.remote._PAUSE", 0.001)
+    mirror._remote_of.cache_clear()
+    mirror._manifest_of.cache_clear()
+    server.fault = lambda method, path: None
+    server.requests.clear()
+    return server
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("local") / "data", n=12, shard_episodes=4, size=32)
+
+
+@pytest.fixture(scope="module")
+def uri(server, local):
+    place = f"s3://{BUCKET}/sets/one"
+    push(local.path, place)
+    return place
+
+
+def gets(proxy, suffix):
+    return [(path, wanted) for method, path, wanted in proxy.requests if method == "GET" and path.endswith(suffix)]
+
+
+def test_a_bucket_is_read_like_a_directory(proxy, local, uri):
+    dataset = Dataset.open(uri)
+    assert (dataset.location, dataset.digest, len(dataset)) == (uri, local.digest, len(local))
+    for i in range(len(local)):
+        there, here = dataset.read_episode(i), local.read_episode(i)
+        assert there.info == here.info
+        for name in ("frames", "action", "reward", "state"):
+            np.testing.assert_array_equal(getattr(there, name), getattr(here, name))
+    assert verify(uri).ok
+    before = len(proxy.requests)
+    assert Dataset.open(uri).read_episode(3).info.number == local.read_episode(3).info.number
+    names = {path.split("?")[0].rsplit("/", 1)[1] for _, path, _ in proxy.requests[before:]}
+    assert names == {MANIFEST}, "only the manifest is asked for again"
+
+
+def test_only_what_is_read_is_fetched(proxy, local, uri):
+    Dataset.open(uri).read_episode(0)
+    tars = {path for path, _ in gets(proxy, ".tar")}
+    assert len(tars) == 1
+
+
+@pytest.mark.parametrize("fault", ["error", "reset", "truncate"])
+def test_what_fails_for_a_while_is_tried_again(proxy, local, uri, fault):
+    seen: Counter[str] = Counter()
+
+    def fail_first(method, path):
+        seen[path] += 1
+        return fault if method == "GET" and seen[path] <= 2 else None
+
+    proxy.fault = fail_first
+    dataset = Dataset.open(uri)
+    np.testing.assert_array_equal(dataset.read_episode(5).frames, local.read_episode(5).frames)
+    assert max(seen.values()) >= 3
+
+
+@pytest.mark.parametrize("fault", ["error", "reset", "truncate"])
+def test_what_fails_for_good_is_named(proxy, local, uri, fault):
+    dataset = Dataset.open(uri)
+    proxy.fault = lambda method, path: fault if path.endswith(".tar") and method == "GET" else None
+    with pytest.raises(ValueError, match=rf"s3://{BUCKET}/sets/one/shards/.*\.tar.*attempts"):
+        dataset.read_episode(0)
+    assert not list(cache_directory().rglob("*.tar"))
+    assert not list(cache_directory().rglob("*.tmp"))
+    proxy.fault = lambda method, path: None
+    assert dataset.read_episode(0).info.number == local.read_episode(0).info.number
+
+
+def test_attempts_are_bounded(proxy):
+    proxy.fault = lambda method, path: "error"
+    with pytest.raises(OSError, match=f"{ATTEMPTS} attempts"):
+        Remote(f"s3://{BUCKET}/sets/one").read(MANIFEST)
+    assert ATTEMPTS <= len(proxy.requests) <= 3 * ATTEMPTS
+
+
+def test_what_is_not_there_is_said_at_once(proxy):
+    with pytest.raises(ValueError, match=rf"s3://{BUCKET}/none is not a dataset"):
+        Dataset.open(f"s3://{BUCKET}/none")
+    assert len(proxy.requests) <= 4
+    for wrong in ("s3://", f"s3://{BUCKET}/../x", "s3:///x", f"s3://{BUCKET}//x"):
+        with pytest.raises(ValueError, match="no URI of a bucket"):
+            Dataset.open(wrong)
+
+
+def test_an_object_with_other_bytes_is_refused(proxy, local, tmp_path):
+    place = f"s3://{BUCKET}/sets/changed"
+    push(local.path, place)
+    tar = next((local.path / "shards").glob("*.tar"))
+    changed = tmp_path / "changed.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    changed.write_bytes(data)
+    Remote(place).upload(changed, f"shards/{tar.name}")
+    with pytest.raises(ValueError, match=rf"{tar.name}: its bytes do not have its sha256"):
+        Dataset.open(place).read_episode(0)
+    report = verify(place)
+    assert [tar.name in problem for problem in report.problems] == [True]
+    changed.write_bytes(data[:-512])
+    Remote(place).upload(changed, f"shards/{tar.name}")
+    assert f"it has {len(data) - 512} bytes, not {len(data)}" in verify(place).problems[0]
+
+
+def test_a_large_shard_is_read_in_ranges_and_not_kept(proxy, local, uri, monkeypatch):
+    monkeypatch.setenv("LEWM_CACHE_GB", "0")
+    dataset = Dataset.open(uri)
+    np.testing.assert_array_equal(dataset.read_episode(2).frames, local.read_episode(2).frames)
+    assert not list(cache_directory().rglob("*.tar"))
+    size = sum(dataset.frame_members(2).size)
+    ((_, wanted),) = gets(proxy, ".tar")
+    first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+    assert size <= last - first + 1 < dataset.manifest.shards[0].tar_bytes
+    monkeypatch.setenv("LEWM_CACHE_GB", "much")
+    with pytest.raises(ValueError, match="LEWM_CACHE_GB is 'much'"):
+        dataset.read_episode(7)
+
+
+def test_the_cache_stays_within_its_limit_and_open_files_live_on(proxy, local, uri, monkeypatch):
+    sizes = [shard.tar_bytes + shard.index_bytes for shard in local.manifest.shards]
+    limit = sum(sizes[:2]) + max(sizes) // 3
+    monkeypatch.setenv("LEWM_CACHE_GB", str(limit / 1e9))
+    dataset = Dataset.open(uri)
+    tars = [open_mirror(uri) / "shards" / f"{shard.name}.tar" for shard in dataset.manifest.shards]
+    held = open_file(tars[0])
+    os.utime(tars[0], (1, 1))
+    for round_ in range(2):
+        for i in range(len(dataset)):
+            assert dataset.read_episode(i).info.number == local.read_episode(i).info.number, round_
+            kept = [path for path in cache_directory().rglob("shards/*") if path.suffix in (".tar", ".arrow")]
+            assert sum(path.stat().st_size for path in kept) <= limit
+    assert bytes(held.read(0, 512)) == (local.path / "shards" / tars[0].name).read_bytes()[:512]
+
+
+def test_a_damaged_or_partial_file_in_the_cache_is_not_served(proxy, local, uri):
+    dataset = Dataset.open(uri)
+    tar = present(dataset.frame_members(0).path)
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-1])
+    assert present(tar).read_bytes() == whole
+
+
+_FETCH = "import sys; from shards.mirror import present; from pathlib import Path; present(Path(sys.argv[1]))"
+
+
+def test_a_killed_download_leaves_nothing_that_is_served(proxy, local, uri):
+    dataset = Dataset.open(uri)
+    tar = open_mirror(uri) / "shards" / f"{dataset.manifest.shards[0].name}.tar"
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hold(method, path):
+        if method == "GET" and path.endswith(".tar"):
+            reached.set()
+            go_on.wait(60)
+
+    proxy.fault = hold
+    process = subprocess.Popen([sys.executable, "-c", _FETCH, str(tar)])
+    assert reached.wait(60)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    go_on.set()
+    assert not tar.exists()
+    assert list(tar.parent.glob(f"{tar.name}.*.tmp"))
+    proxy.fault = lambda method, path: None
+    assert present(tar).stat().st_size == dataset.manifest.shards[0].tar_bytes
+    assert not list(tar.parent.glob("*.tmp"))
+
+
+def test_processes_and_threads_fetch_a_file_once(proxy, uri):
+    dataset = Dataset.open(uri)
+    tar = open_mirror(uri) / "shards" / f"{dataset.manifest.shards[1].name}.tar"
+    proxy.fault = lambda method, path: time.sleep(0.3) if path.endswith(".tar") else None
+    processes = [subprocess.Popen([sys.executable, "-c", _FETCH, str(tar)]) for _ in range(2)]
+    threads = [threading.Thread(target=present, args=(tar,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(gets(proxy, ".tar")) == 1
+
+
+def test_an_interrupted_push_goes_on_and_shows_no_dataset_before_its_end(proxy, local):
+    place = f"s3://{BUCKET}/sets/pushed"
+    proxy.fault = lambda method, path: "error" if method == "PUT" and "part-00008.tar" in path else None
+    with pytest.raises(OSError, match=r"part-00008\.tar"):
+        push(local.path, place)
+    with pytest.raises(ValueError, match="is not a dataset"):
+        Dataset.open(place)
+    proxy.fault = lambda method, path: None
+    proxy.requests.clear()
+    push(local.path, place)
+    assert not [path for method, path, _ in proxy.requests if method == "PUT" and "part-00000" in path]
+    assert verify(place).ok
+
+
+def test_another_dataset_is_not_overwritten(proxy, uri, tmp_path):
+    other = make_dataset(tmp_path / "other", n=3, shard_episodes=3, size=32, seed=5)
+    for path in (other.path / "shards").iterdir():
+        path.rename(path.with_name(path.name.replace("part", "other")))
+    (other.path / MANIFEST).unlink()
+    from shards.manifest import assemble
+
+    assemble(other.path)
+    with pytest.raises(ValueError, match="holds shards of another dataset"):
+        push(other.path, uri)
+
+
+def test_extra_and_missing_objects_are_named(proxy, local):
+    place = f"s3://{BUCKET}/sets/odd"
+    push(local.path, place)
+    remote = Remote(place)
+    remote.upload(next((local.path / "shards").glob("*.tar")), "shards/stray.tar")
+    remote._fs.delete_file(f"{BUCKET}/sets/odd/shards/part-00004.arrow")
+    problems = verify(place).problems
+    assert len(problems) == 2
+    assert any("stray is extra" in problem for problem in problems)
+    assert any("part-00004.arrow" in problem for problem in problems)
+
+
+def test_a_pickled_dataset_opens_at_its_uri(proxy, uri):
+    import pickle
+
+    dataset = pickle.loads(pickle.dumps(Dataset.open(uri)))
+    assert dataset.location == uri
+    assert isinstance(dataset.path, Path)
