@@ -1,80 +1,82 @@
-"""Windows into rows: what a decode thread does, a pure function of the position in the epoch.
+"""Windows into rows: what a loader's thread does, a pure function of the position in the epoch.
 
-Which windows a chunk of rows takes is computed for all its rows at once. A damaged window is an error, or, when asked
-for, is replaced by another that depends only on (order, epoch, position): the same position of an independent
-permutation, and of a further one if that is damaged too. So ranks and resumed runs agree on it without a word.
+Which windows a batch takes is computed for all its rows at once, by the first thread that fills some of them. A damaged
+window is an error, or, when asked for, is replaced by another that depends only on (order, epoch, position): the same
+position of an independent permutation, and of a further one if that is damaged too. So ranks and resumed runs agree on
+it without a word.
 """
 
-from dataclasses import dataclass
+import threading
 
 import numpy as np
 
-from pipelines.decode import DamagedEpisodeError, FrameSource
 from pipelines.episodes import EpisodeTable
 from pipelines.order import WindowOrder
+from pipelines.source import Filled, WindowSource
 from pipelines.staging import Slot
 
 _MAX_ATTEMPTS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """What filling some rows took: `bytes` of members read, and the damage that was replaced."""
-
-    bytes: int
-    damaged: tuple[DamagedEpisodeError, ...]
+_PLANS = 4
 
 
 class Filler:
-    """Fills rows of one rank's slots. `batch_size` is the global one; the rank's share of it begins at item `first`.
+    """Fills rows of one rank's slots. `batch_size` is the global one; the rank's share of it is items first..end-1.
     Thread-safe."""
 
     def __init__(
-        self, table: EpisodeTable, order: WindowOrder, source: FrameSource, *, batch_size: int, first: int, skip: bool
+        self,
+        table: EpisodeTable,
+        order: WindowOrder,
+        source: WindowSource,
+        *,
+        batch_size: int,
+        first: int,
+        end: int,
+        skip: bool,
     ) -> None:
         self._table, self._order, self._source = table, order, source
-        self._batch_size, self._first, self._skip = batch_size, first, skip
+        self._batch_size, self._first, self._end, self._skip = batch_size, first, end, skip
         self._steps_per_epoch = order.total // batch_size
-        self._frames, self._states = order.spec.unique_offsets, order.spec.state_offsets
+        self._plans: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._planning = threading.Lock()
 
     def fill(self, number: int, slot: Slot, begin: int, end: int) -> Filled:
         """Fill rows begin..end-1 of batch `number`, counted through all epochs."""
+        numbers, starts = (column[begin:end] for column in self._plan(number))
+        slot.episode[begin:end], slot.start[begin:end] = numbers, starts
+        filled = self._source.fill(slot, begin, numbers, starts)
+        if not filled.damaged:
+            return filled
+        if not self._skip:
+            raise filled.damaged[0][1]
+        return self._replace(number, slot, filled)
+
+    def _plan(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Episode number (B,) and start (B,) of the windows of this rank's share of a batch."""
+        with self._planning:
+            if (plan := self._plans.get(number)) is None:
+                epoch, step = divmod(number, self._steps_per_epoch)
+                positions = step * self._batch_size + np.arange(self._first, self._end)
+                episode, start = self._order.window(epoch, positions)
+                plan = self._plans[number] = self._table.numbers[episode], start
+                if len(self._plans) > _PLANS:
+                    del self._plans[next(iter(self._plans))]
+            return plan
+
+    def _replace(self, number: int, slot: Slot, filled: Filled) -> Filled:
+        """Put others in the place of damaged windows; DamagedEpisodeError when `_MAX_ATTEMPTS` are damaged too."""
         epoch, step = divmod(number, self._steps_per_epoch)
-        positions = step * self._batch_size + self._first + np.arange(begin, end)
-        episode, start = self._order.window(epoch, positions)
-        frames = (start[:, None] + self._frames).reshape(-1, len(self._frames))
-        numbers = self._table.numbers[episode]
-        slot.episode[begin:end], slot.start[begin:end] = numbers, start
-        read, damaged = 0, []
-        for row in range(begin, end):
-            i = row - begin
-            try:
-                read += self._fill_row(slot, row, int(numbers[i]), int(start[i]), frames[i])
-            except DamagedEpisodeError as error:
-                if not self._skip:
-                    raise
-                damaged.append(error)
-                read += self._replace(slot, row, epoch, positions[i : i + 1], damaged)
-        return Filled(read, tuple(damaged))
-
-    def _replace(
-        self, slot: Slot, row: int, epoch: int, position: np.ndarray, damaged: list[DamagedEpisodeError]
-    ) -> int:
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
-            episode, start = self._order.window(epoch, position, attempt)
-            number, t0 = int(self._table.numbers[episode[0]]), int(start[0])
-            slot.episode[row], slot.start[row] = number, t0
-            try:
-                return self._fill_row(slot, row, number, t0, t0 + self._frames)
-            except DamagedEpisodeError as error:
-                damaged.append(error)
-        raise damaged[-1]
-
-    def _fill_row(self, slot: Slot, row: int, number: int, start: int, frames: np.ndarray) -> int:
-        read = self._source.fill(number, frames, slot.frames[row])
-        dataset, i = self._table.locate(number)
-        steps = self._order.spec.steps
-        slot.action[row] = dataset.action(i)[start : start + steps].reshape(slot.action.shape[1:])
-        if slot.state is not None:
-            slot.state[row] = dataset.state(i)[start + self._states]
-        return read
+        read, cached, damaged = filled.bytes, filled.cached, list(filled.damaged)
+        for row, _ in filled.damaged:
+            position = np.array([step * self._batch_size + self._first + row])
+            for attempt in range(1, _MAX_ATTEMPTS + 1):
+                episode, start = self._order.window(epoch, position, attempt)
+                slot.episode[row], slot.start[row] = self._table.numbers[episode[0]], start[0]
+                again = self._source.fill(slot, row, self._table.numbers[episode], start)
+                read, cached = read + again.bytes, cached + again.cached
+                if not again.damaged:
+                    break
+                damaged += again.damaged
+            else:
+                raise damaged[-1][1]
+        return Filled(read, cached, tuple(damaged))

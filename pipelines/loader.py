@@ -5,13 +5,15 @@ the windows left over at the end are dropped, others in each epoch. Rank r of W 
 global batch. So every rank has the same number of steps, and what a global batch holds depends on neither ranks nor
 threads. Where a run stands is two numbers, epoch and step, which count batches delivered, not batches prefetched.
 
-Threads decode `prefetch` batches ahead (`pipelines.prefetch`); there are no processes. Memory is prefetch + 2 batches,
-whatever the dataset. On a CPU the decode threads share the cores with training.
+Threads fill `prefetch` batches ahead (`pipelines.prefetch`); there are no processes. Memory is prefetch + 2 batches,
+whatever the dataset. On a CPU the threads share the cores with training. Frames are decoded when they are needed, or
+come from a tier that holds them decoded (`pipelines.tiers`), with the same batches.
 
     with Loader(Dataset.open(path), WindowSpec(history=1, stack=3), batch_size=256, seed=0) as loader:
         for batch in loader: ...
 """
 
+import hashlib
 import logging
 import time
 import weakref
@@ -19,17 +21,18 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 
 from pipelines.batch import Batch, BatchShape
-from pipelines.decode import StreamedFrames
 from pipelines.episodes import EpisodeTable
-from pipelines.fill import Filled, Filler
+from pipelines.fill import Filler
 from pipelines.order import WindowOrder
 from pipelines.prefetch import Prefetcher
-from pipelines.staging import Slot, make_slots
+from pipelines.source import Filled, WindowSource
+from pipelines.staging import Slot
+from pipelines.tiers import Tier, open_source
 from pipelines.windows import WindowSpec
 from shards.dataset import Dataset
 from shards.split import Split
@@ -44,37 +47,65 @@ class LoaderConfig:
     threads: int = 2
     """Decode threads a rank."""
     prefetch: int = 2
-    """Batches decoded ahead."""
+    """Batches filled ahead."""
     damaged: Literal["raise", "skip"] = "raise"
     """What a damaged episode does: stop with an error, or have its damaged windows replaced, counted and logged."""
     max_damaged: int = 10
     """With `skip`: more damaged episodes than this are an error."""
+    tier: Tier = "stream"
+    """Where frames come from: decoded when needed, mapped from a cache of decoded frames, resident on the device (which
+    may be the CPU), or the best of these that fits (auto)."""
+    cache_gb: int = 100
+    """Most that the cache's decoded frames may take, over all datasets; those used longest ago make room."""
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 1), ("prefetch", 1), ("max_damaged", 0)):
+        for name, least in (("threads", 1), ("prefetch", 1), ("max_damaged", 0), ("cache_gb", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"loader {name} is {getattr(self, name)}; use at least {least}")
         if self.damaged not in ("raise", "skip"):
             raise ValueError(f"loader damaged is {self.damaged!r}; use 'raise' or 'skip'")
+        if self.tier not in get_args(Tier):
+            raise ValueError(f"loader tier is {self.tier!r}; use {', '.join(map(repr, get_args(Tier)))}")
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderMetrics:
     """This rank's totals since the loader was made, over delivered batches.
 
-    `frames` decoded and `bytes` of members read; `wait_seconds` that the consumer waited, `wait_share` of the time from
-    its first request to its latest batch; `skipped` windows that were damaged and replaced, of `damaged_episodes`;
-    `dropped` windows that the finished epochs left over (of the whole split, not only of this rank).
+    `tier` that the windows come from, "" before the first; `frames` delivered, of which `cache_hits` were there
+    decoded; `bytes` of members read from shards; `seconds` from the first request to the latest batch, of which the
+    consumer waited `wait_seconds` (decoding ahead for a tier is in neither); `skipped` windows that were damaged and
+    replaced, of `damaged_episodes`; `dropped` windows that the finished epochs left over (of the whole split, not only
+    of this rank).
     """
 
+    tier: str
     windows: int
     frames: int
+    cache_hits: int
     bytes: int
+    seconds: float
     wait_seconds: float
-    wait_share: float
     skipped: int
     damaged_episodes: int
     dropped: int
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time that the consumer waited."""
+        return self.wait_seconds / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def windows_per_second(self) -> float:
+        return self.windows / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.bytes / self.seconds if self.seconds > 0 else 0.0
 
 
 class Loader:
@@ -85,6 +116,8 @@ class Loader:
     belong to the stream that is current when batches are asked for; use them on it, or order other streams after it.
 
     `datasets` are joined in the order given. `split` None takes all episodes. `batch_size` is that of the global batch.
+    `locality` L > 0 keeps the windows of about L shards together, for data that is fetched by the shard; the order then
+    also depends on which episodes share a shard.
     ValueError for arguments that do not fit the data; DamagedEpisodeError (a ValueError) from `next` where a frame
     cannot be read, unless `config.damaged` is "skip". Not for use by several threads at once. `close` ends its threads;
     so does leaving it as a context manager, or dropping the last reference to it.
@@ -103,6 +136,7 @@ class Loader:
         device: str | torch.device = "cpu",
         config: LoaderConfig | None = None,
         with_state: bool = False,
+        locality: int = 0,
     ) -> None:
         self.config = config if config is not None else LoaderConfig()
         self.batch_size, self._seed, self._device = batch_size, seed, torch.device(device)
@@ -110,8 +144,13 @@ class Loader:
             raise ValueError(f"rank {rank} of {world_size}: ranks count from 0")
         if batch_size < world_size:
             raise ValueError(f"a global batch of {batch_size} leaves ranks of {world_size} empty; use a larger one")
-        table = EpisodeTable(datasets, split)
-        self._order = WindowOrder(table.lengths, spec, digest=table.digest, split=str(split), seed=seed)
+        if locality < 0:
+            raise ValueError(f"locality {locality}: use a number of shards, or 0 to shuffle over all")
+        self._table = table = EpisodeTable(datasets, split)
+        shards = table.shards() if locality else None
+        self._order = WindowOrder(
+            table.lengths, spec, digest=table.digest, split=str(split), seed=seed, locality=locality, shards=shards
+        )
         if self._order.total < batch_size:
             raise ValueError(
                 f"the {split or 'whole'} split has {self._order.total} windows in {len(table.lengths)} episodes, fewer "
@@ -123,21 +162,21 @@ class Loader:
             "seed": seed,
             "split": split,
             "batch_size": batch_size,
+            "locality": locality,
+            "layout": None if shards is None else hashlib.sha256(shards.tobytes()).hexdigest(),
         }
-        first, end = (r * batch_size // world_size for r in (rank, rank + 1))
+        self._first, self._end = (r * batch_size // world_size for r in (rank, rank + 1))
         state_size = table.state_size if with_state else 0
-        self._shape = BatchShape(spec, end - first, table.size, table.action_size, state_size)
-        self._source = StreamedFrames(table)
-        self._filler = Filler(
-            table, self._order, self._source, batch_size=batch_size, first=first, skip=self.config.damaged == "skip"
-        )
+        self._shape = BatchShape(spec, self._end - self._first, table.size, table.action_size, state_size)
+        self._source: WindowSource | None = None
         self._delivered = 0
         self._prefetcher: Prefetcher[Slot, Filled] | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
         self._held: deque[Slot] = deque()
         self._closed = False
         self._failure: ValueError | None = None
-        self._windows = self._bytes = self._skipped = self._dropped = 0
+        self._windows = self._bytes = self._cache_hits = self._skipped = self._dropped = 0
+        self._tier = ""
         self._wait_seconds = 0.0
         self._first_request = self._latest_batch = 0.0
         self._damaged_episodes: set[str] = set()
@@ -165,11 +204,12 @@ class Loader:
             raise RuntimeError("the loader is closed")
         if self._failure is not None:
             raise self._failure
+        source = self._source or self._open_source()
         began = time.perf_counter()
         if self._first_request == 0:
             self._first_request = began
         if self._prefetcher is None:
-            self._prefetcher = self._start()
+            self._prefetcher = self._start(source)
         if len(self._held) == 2:
             oldest = self._held.popleft()
             oldest.release()
@@ -185,9 +225,11 @@ class Loader:
         return Batch(frames, action, state, episode, start, epoch, step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, as JSON types: {digest, spec, seed, split, batch_size, epoch, step}.
+        """Where the loader stands, as JSON types: what the order depends on, and {epoch, step}.
 
-        `epoch` and `step` are those of the next batch to be delivered. It fits any rank of any world size.
+        The former are {digest, spec, seed, split, batch_size, locality, layout}; `layout` is a hash of which episodes
+        share a shard, None without locality, where it does not matter. `epoch` and `step` are those of the next batch
+        to be delivered. It fits any rank of any world size.
         """
         epoch, step = divmod(self._delivered, self.steps_per_epoch)
         return {**self._identity, "spec": dict(self._identity["spec"]), "epoch": epoch, "step": step}
@@ -197,6 +239,7 @@ class Loader:
 
         ValueError, which shows the difference, for a state of another dataset, window, seed, split or batch size.
         """
+        state = {"locality": 0, "layout": None, **state}  # there was a time before locality
         if missing := {*self._identity, "epoch", "step"} - state.keys():
             raise ValueError(f"not a loader's state: {', '.join(sorted(missing))} missing")
         if differences := [
@@ -214,13 +257,14 @@ class Loader:
 
     def metrics(self) -> LoaderMetrics:
         """Totals so far; also after `close`."""
-        elapsed = self._latest_batch - self._first_request
         return LoaderMetrics(
+            tier=self._tier,
             windows=self._windows,
             frames=self._windows * self._shape.frames[1],
+            cache_hits=self._cache_hits,
             bytes=self._bytes,
+            seconds=self._latest_batch - self._first_request,
             wait_seconds=self._wait_seconds,
-            wait_share=self._wait_seconds / elapsed if elapsed > 0 else 0.0,
             skipped=self._skipped,
             damaged_episodes=len(self._damaged_episodes),
             dropped=self._dropped,
@@ -230,6 +274,9 @@ class Loader:
         """End the threads, after the rows they are at, and close the shards. Batches already delivered stay valid."""
         self._closed = True
         self._stop()
+        if self._source is not None:
+            self._source.close()
+            self._source = None
 
     def __enter__(self) -> Self:
         return self
@@ -239,11 +286,32 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _start(self) -> Prefetcher[Slot, Filled]:
-        slots = make_slots(self._shape, self._device, self.config.prefetch + 2)
+    def _open_source(self) -> WindowSource:
+        self._source = open_source(
+            self.config.tier,
+            self._table,
+            self._order.spec,
+            self._device,
+            with_state=self._shape.state_size > 0,
+            threads=self.config.threads,
+            cache_limit=self.config.cache_gb * 10**9,
+        )
+        self._tier = self._source.tier
+        return self._source
+
+    def _start(self, source: WindowSource) -> Prefetcher[Slot, Filled]:
+        filler = Filler(
+            self._table,
+            self._order,
+            source,
+            batch_size=self.batch_size,
+            first=self._first,
+            end=self._end,
+            skip=self.config.damaged == "skip",
+        )
         prefetcher = Prefetcher(
-            slots,
-            self._filler.fill,
+            source.slots(self._shape, self._device, self.config.prefetch + 2),
+            filler.fill,
             lambda slot: slot.send(),
             first=self._delivered,
             rows=self._shape.rows,
@@ -260,11 +328,10 @@ class Loader:
             self._prefetcher.join()
             self._prefetcher = None
         self._held.clear()
-        self._source.close()
 
     def _count(self, reports: Sequence[Filled]) -> None:
         """Count a delivered batch; ValueError when it brought one damaged episode too many."""
-        damaged = [error for report in reports for error in report.damaged]
+        damaged = [error for report in reports for _, error in report.damaged]
         for error in damaged:
             if error.episode not in self._damaged_episodes:
                 self._damaged_episodes.add(error.episode)
@@ -277,6 +344,7 @@ class Loader:
                 raise self._failure from error
         self._windows += self._shape.rows
         self._bytes += sum(report.bytes for report in reports)
+        self._cache_hits += sum(report.cached for report in reports)
         self._skipped += len(damaged)
         self._delivered += 1
         if self._delivered % self.steps_per_epoch == 0:

@@ -1,34 +1,38 @@
 """Bytes of tar members: one `pread` for members that lie close together, none for the rest of the shard.
 
 A frame of 64 px takes 2 to 3 KB, and a `pread` from the page cache costs more in system call than in copying that much,
-so gaps of up to 16 KB are read along and dropped. Descriptors are kept open, at most `max_open` of them, the least
-recently used closed first. Threads share a reader: `pread` has no file position, and a descriptor that was evicted
-closes when the last thread that still reads from it lets go.
+so gaps of up to 16 KB are read along and dropped. Descriptors are kept open, at most `max_open` of them, the first
+opened closed first: to note every use would take longer than the read. Threads share a reader: `pread` has no file
+position, and a descriptor that was evicted closes when the last thread that still reads from it lets go. A shard of a
+bucket is fetched when it is opened, or read in the same ranges if it is too large to keep (`shards.mirror`).
 """
 
-import os
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
+
+from shards.mirror import LocalFile, RemoteFile, open_file
 
 MAX_GAP = 16 << 10
 
 
 class ShardReader:
-    """Reads members of local shards. Thread-safe; holds `max_open` descriptors at most, and one a reading thread."""
+    """Reads members of shards. Thread-safe; holds `max_open` descriptors at most, and one a reading thread."""
 
     def __init__(self, max_open: int = 128) -> None:
         self._max_open = max_open
-        self._files: OrderedDict[Path, _File] = OrderedDict()
+        self._files: dict[Path, LocalFile | RemoteFile] = {}
         self._lock = threading.Lock()
 
-    def read(self, path: Path, offsets: Sequence[int], sizes: Sequence[int]) -> list[memoryview]:
+    def read(self, path: Path, offsets: list[int], sizes: list[int]) -> list[memoryview]:
         """The bytes of members at `offsets` of `sizes`, in their order.
 
         A view shorter than its size says that the file ends there. OSError when the file cannot be opened or read.
         """
         file = self._file(path)
+        begin, span = offsets[0], offsets[-1] + sizes[-1] - offsets[0]
+        if 0 <= span - sum(sizes) <= MAX_GAP and offsets == sorted(offsets):  # a window's frames, nearly always
+            data = file.read(begin, span)
+            return [data[offset - begin : offset - begin + size] for offset, size in zip(offsets, sizes, strict=True)]
         views: list[memoryview] = []
         i = 0
         while i < len(offsets):
@@ -47,32 +51,11 @@ class ShardReader:
         with self._lock:
             self._files.clear()
 
-    def _file(self, path: Path) -> "_File":
-        with self._lock:
-            if (file := self._files.get(path)) is not None:
-                self._files.move_to_end(path)
-                return file
-            file = self._files[path] = _File(path)
-            if len(self._files) > self._max_open:
-                self._files.popitem(last=False)
+    def _file(self, path: Path) -> LocalFile | RemoteFile:
+        if (file := self._files.get(path)) is not None:
             return file
-
-
-class _File:
-    """An open descriptor, closed with the last reference to it."""
-
-    __slots__ = ("_descriptor",)
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = -1
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-
-    def read(self, offset: int, size: int) -> memoryview:
-        data = os.pread(self._descriptor, size, offset)
-        while len(data) < size and (more := os.pread(self._descriptor, size - len(data), offset + len(data))):
-            data += more
-        return memoryview(data)
+        opened = open_file(path)  # it may take a download, for which other threads need not wait
+        with self._lock:
+            if path not in self._files and len(self._files) >= self._max_open:
+                del self._files[next(iter(self._files))]
+            return self._files.setdefault(path, opened)

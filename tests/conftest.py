@@ -1,12 +1,15 @@
 """Fixtures that all tests share: a GL backend that renders, one local Ray, and no telemetry."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+_cache = tempfile.TemporaryDirectory(prefix="lewm-test-cache-", ignore_cleanup_errors=True)
+os.environ["LEWM_CACHE"] = _cache.name
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ pure function of its seed, so the figures do not depend on the machine. Seeds di
 on. The oracle plans on the simulator and takes minutes an episode; it runs only when it is asked for.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -58,7 +57,6 @@ class Row:
     success: float | None
     success_low: float | None
     success_high: float | None
-    decisions_per_second: float
 
 
 def run(args: Args) -> None:
@@ -100,7 +98,6 @@ def measure(task: str, policy: str, episodes: int, on_episode: Callable[[int], N
     (config,) = components(named_policy(policy))
     acting = make_policy(config, env.spec)
     returns, solved = np.zeros(episodes), []
-    began = time.perf_counter()
     for number in range(episodes):
         seed = FIRST_SEED + number
         env.reset(seed)
@@ -111,12 +108,11 @@ def measure(task: str, policy: str, episodes: int, on_episode: Callable[[int], N
             success = success or env.success()
         solved.append(success)
         on_episode(number + 1)
-    rate = episodes * env.spec.max_steps / (time.perf_counter() - began)
     env.close()
     low, high = bootstrap(returns)
     wins = None if solved[0] is None else sum(map(bool, solved))
     success = (None, None, None) if wins is None else (wins / episodes, *wilson(wins, episodes))
-    return Row(task, policy, episodes, float(returns.mean()), low, high, float(returns.min()), *success, rate)
+    return Row(task, policy, episodes, float(returns.mean()), low, high, float(returns.min()), *success)
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:

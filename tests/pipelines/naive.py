@@ -5,7 +5,6 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from hypothesis import strategies as st
 
 from pipelines.loader import Loader
@@ -102,22 +101,28 @@ def window_ids(batches: list[list[Item]]) -> list[list[tuple[int, int]]]:
     return [[item.window for item in batch] for batch in batches]
 
 
-def check(item: Item, episode: Episode, spec: WindowSpec) -> None:
-    """Compare a delivered window with the whole episode, element by element."""
+def is_right(item: Item, episode: Episode, spec: WindowSpec) -> bool:
+    """Whether a delivered window is what the whole episode says, element by element."""
     stacked = item.frames[spec.observation_index]
-    for j, observation in enumerate(observation_frames(spec, item.start)):
-        for i, t in enumerate(observation):
-            np.testing.assert_array_equal(stacked[j, i], episode.frames[t])
+    pairs = [
+        (stacked[j, i], episode.frames[t])
+        for j, observation in enumerate(observation_frames(spec, item.start))
+        for i, t in enumerate(observation)
+    ]
     for j, block in enumerate(action_steps(spec, item.start)):
-        np.testing.assert_array_equal(item.action[j], np.concatenate([episode.action[t] for t in block]))
+        pairs.append((item.action[j], np.concatenate([episode.action[t] for t in block])))
     if item.state is not None:
         for j, observation in enumerate(observation_frames(spec, item.start)):
-            np.testing.assert_array_equal(item.state[j], episode.state[observation[-1]])
+            pairs.append((item.state[j], episode.state[observation[-1]]))
+    return all(np.array_equal(left, right) for left, right in pairs)
 
 
-def assert_same(left: list[list[Item]], right: list[list[Item]]) -> None:
-    """Equal windows in equal order, with equal pixels and actions."""
-    assert window_ids(left) == window_ids(right)
-    for a, b in zip(flat(left), flat(right), strict=True):
-        assert torch.equal(torch.from_numpy(a.frames), torch.from_numpy(b.frames))
-        assert torch.equal(torch.from_numpy(a.action), torch.from_numpy(b.action))
+def same(left: list[list[Item]], right: list[list[Item]]) -> bool:
+    """Whether two lists of batches have equal windows in equal order, with equal pixels, actions and states."""
+    return window_ids(left) == window_ids(right) and all(
+        np.array_equal(a.frames, b.frames)
+        and np.array_equal(a.action, b.action)
+        and (a.state is None) == (b.state is None)
+        and (a.state is None or b.state is None or np.array_equal(a.state, b.state))
+        for a, b in zip(flat(left), flat(right), strict=True)
+    )

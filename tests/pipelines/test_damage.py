@@ -113,7 +113,7 @@ def test_skipping_replaces_only_the_damaged_windows_counts_and_says_so(clean, da
         else:
             assert after.window == before.window
         if after.episode in episodes:
-            naive.check(after, episodes[after.episode], SPEC)
+            assert naive.is_right(after, episodes[after.episode], SPEC)
     assert skipped > 0
     assert metrics.skipped >= skipped
     assert metrics.damaged_episodes == 1
@@ -128,12 +128,12 @@ def test_what_replaces_a_window_depends_neither_on_ranks_nor_on_threads_nor_on_a
     expected = naive.global_batches(damaged, SPEC, steps, config=LoaderConfig(1, 1, "skip"), **KEYWORDS)
     config = LoaderConfig(threads=threads, damaged="skip")
     got = naive.global_batches(damaged, SPEC, steps, world_size=world_size, config=config, **KEYWORDS)
-    naive.assert_same(got, expected)
+    assert naive.same(got, expected)
     with Loader(damaged, SPEC, config=SKIP, **KEYWORDS) as loader:
         naive.take(loader, 5)
         state = loader.state_dict()
     rest = naive.global_batches(damaged, SPEC, steps - 5, state=state, world_size=world_size, config=config, **KEYWORDS)
-    naive.assert_same(rest, expected[5:])
+    assert naive.same(rest, expected[5:])
 
 
 def test_too_many_damaged_episodes_are_fatal(damaged):

@@ -81,28 +81,29 @@ def test_what_is_dropped_differs_by_epoch(dataset):
     st.integers(1, 4),
     st.integers(1, 3),
     st.integers(0, 40),
+    st.integers(0, 3),
     st.data(),
 )
 def test_global_batches_depend_neither_on_ranks_nor_on_threads_nor_on_a_resume(
-    dataset_of, seed, spec, world_size, threads, prefetch, stop, data
+    dataset_of, seed, spec, world_size, threads, prefetch, stop, locality, data
 ):
     dataset = dataset_of(seed)
     total = len(naive.windows(dataset.lengths, spec))
     assume(total >= world_size)
     batch = data.draw(st.integers(world_size, min(total, 24)))
-    common = {"split": None, "batch_size": batch, "seed": seed}
+    common = {"split": None, "batch_size": batch, "seed": seed, "locality": locality}
     steps = stop % (2 * (total // batch)) + 2
     expected = naive.global_batches(dataset, spec, steps, config=LoaderConfig(threads=1, prefetch=1), **common)
     config = LoaderConfig(threads=threads, prefetch=prefetch)
     ranks = {**common, "world_size": world_size, "config": config}
-    naive.assert_same(naive.global_batches(dataset, spec, steps, **ranks), expected)
+    assert naive.same(naive.global_batches(dataset, spec, steps, **ranks), expected)
 
     cut = steps // 2
     with Loader(dataset, spec, config=config, **common) as loader:
         naive.take(loader, cut)
         state = json.loads(json.dumps(loader.state_dict()))
     assert (state["epoch"], state["step"]) == divmod(cut, total // batch)
-    naive.assert_same(naive.global_batches(dataset, spec, steps - cut, state=state, **ranks), expected[cut:])
+    assert naive.same(naive.global_batches(dataset, spec, steps - cut, state=state, **ranks), expected[cut:])
 
 
 @pytest.mark.parametrize(("world_size", "batch"), [(1, 5), (3, 8), (5, 5), (8, 13)])
@@ -128,13 +129,13 @@ def test_windows_are_those_of_the_full_decode(dataset_of, seed, spec, with_state
     episodes = [dataset.read_episode(i) for i in range(len(dataset))]
     for item in batch:
         assert (item.state is not None) == with_state
-        naive.check(item, episodes[item.episode], spec)
+        assert naive.is_right(item, episodes[item.episode], spec)
 
 
 def test_raw_frames_are_exact(tmp_path):
     dataset = make_dataset(tmp_path, 4, steps=6, size=8, encoding="raw")
     for item in naive.global_batches(dataset, SPEC, 1, split=None, batch_size=12, seed=0)[0]:
-        naive.check(item, dataset.read_episode(item.episode), SPEC)
+        assert naive.is_right(item, dataset.read_episode(item.episode), SPEC)
 
 
 def test_shapes_and_types(dataset):
@@ -166,7 +167,7 @@ def test_a_batch_is_untouched_until_the_next_but_one_is_asked_for(dataset):
             for batch in held:
                 memory.add(batch.frames.data_ptr())
                 for item in naive.items(batch):
-                    naive.check(item, episodes[item.episode], SPEC)
+                    assert naive.is_right(item, episodes[item.episode], SPEC)
             held.pop(0)
     assert len(memory) == config.prefetch + 2
 
@@ -214,6 +215,29 @@ def test_a_state_of_another_run_is_refused_and_the_difference_shown(dataset_of, 
             other.load_state_dict(state)
 
 
+def test_a_state_with_locality_is_refused_where_other_episodes_share_a_shard(tmp_path):
+    keywords = {"batch_size": 4, "seed": 0, "split": None}
+    ours, same, other = (
+        make_dataset(tmp_path / name, 6, steps=9, size=8, shard_episodes=episodes)
+        for name, episodes in (("ours", 2), ("same", 2), ("other", 3))
+    )
+    assert ours.digest == same.digest == other.digest
+    state = Loader(ours, SPEC, locality=2, **keywords).state_dict()
+    Loader(same, SPEC, locality=2, **keywords).load_state_dict(state)
+    with pytest.raises(ValueError, match="layout is"):
+        Loader(other, SPEC, locality=2, **keywords).load_state_dict(state)
+    with pytest.raises(ValueError, match="locality is 2 there and 1 here"):
+        Loader(ours, SPEC, locality=1, **keywords).load_state_dict(state)
+    state = Loader(ours, SPEC, **keywords).state_dict()
+    Loader(other, SPEC, **keywords).load_state_dict(state)
+    # states from before there was a locality
+    Loader(other, SPEC, **keywords).load_state_dict(
+        {name: value for name, value in state.items() if name not in ("locality", "layout")}
+    )
+    with pytest.raises(ValueError, match="locality -1"):
+        Loader(ours, SPEC, locality=-1, **keywords)
+
+
 def test_joined_datasets_are_one_list_of_episodes(dataset_of):
     datasets = [dataset_of(0), dataset_of(1)]
     lengths = np.concatenate([dataset.lengths for dataset in datasets])
@@ -223,7 +247,7 @@ def test_joined_datasets_are_one_list_of_episodes(dataset_of):
     for item in batch:
         first = item.episode < len(datasets[0])
         dataset, number = (datasets[0], item.episode) if first else (datasets[1], item.episode - len(datasets[0]))
-        naive.check(item, dataset.read_episode(number), SPEC)
+        assert naive.is_right(item, dataset.read_episode(number), SPEC)
     digests = {
         Loader(d, SPEC, batch_size=1, seed=0).state_dict()["digest"] for d in (datasets, datasets[::-1], datasets[0])
     }
@@ -258,7 +282,8 @@ def test_impossible_arguments_are_refused(dataset, keywords, message):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("threads", 0), ("prefetch", 0), ("max_damaged", -1), ("damaged", "ignore")]
+    ("field", "value"),
+    [("threads", 0), ("prefetch", 0), ("max_damaged", -1), ("damaged", "ignore"), ("tier", "disk"), ("cache_gb", 0)],
 )
 def test_impossible_configs_are_refused(field, value):
     with pytest.raises(ValueError, match=f"loader {field} is {value!r}"):

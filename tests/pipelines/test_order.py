@@ -63,8 +63,8 @@ def test_positions_outside_are_refused(positions):
         Permutation(10, b"")(np.array(positions))
 
 
-def order_of(lengths, spec, *, digest="d", split="train", seed=0):
-    return WindowOrder(np.array(lengths), spec, digest=digest, split=split, seed=seed)
+def order_of(lengths, spec, *, digest="d", split="train", seed=0, **keywords):
+    return WindowOrder(np.array(lengths), spec, digest=digest, split=split, seed=seed, **keywords)
 
 
 def listed(order, epoch, attempt=0):
@@ -114,3 +114,71 @@ def test_a_billion_windows_cost_no_memory():
     assert order.total > 0.99e9
     assert peak < 100_000
     assert len({*zip(episode.tolist(), start.tolist(), strict=True)}) == 256
+
+
+layouts = st.lists(st.integers(0, 4), min_size=1, max_size=12)
+
+
+def local_order(lengths, shards, spec, locality, **keywords):
+    return order_of(lengths, spec, locality=locality, shards=np.array(shards), **keywords)
+
+
+@settings(deadline=None)
+@given(layouts, naive.specs, st.integers(1, 6), st.integers(0, 5), st.integers(0, 2), st.data())
+def test_with_locality_every_window_comes_once_and_groups_of_shards_come_one_after_the_other(
+    shards, spec, locality, epoch, attempt, data
+):
+    lengths = data.draw(st.lists(st.integers(0, 15), min_size=len(shards), max_size=len(shards)))
+    order = local_order(lengths, shards, spec, locality)
+    expected = naive.windows(lengths, spec)
+    assert order.total == len(expected)
+    if not expected:
+        return
+    windows = listed(order, epoch, attempt)
+    assert sorted(windows) == expected
+    of_shard = {shard: sum(shards[e] == shard for e, _ in expected) for shard in set(shards)}
+    left, group = dict(of_shard), set()
+    for episode, _ in windows:
+        if shards[episode] not in group:
+            assert all(left[shard] == 0 for shard in group) or len(group) < locality
+            group = {shard for shard in group if left[shard]} | {shards[episode]}
+            assert len(group) <= locality
+        left[shards[episode]] -= 1
+
+
+def test_locality_is_part_of_what_names_an_order_and_names_of_shards_are_not():
+    lengths, spec, shards = [20] * 12, WindowSpec(history=1), [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    base = listed(local_order(lengths, shards, spec, 2), 3)
+    others = [
+        listed(order_of(lengths, spec), 3),
+        listed(local_order(lengths, shards, spec, 1), 3),
+        listed(local_order(lengths, shards, spec, 2), 4),
+        listed(local_order(lengths, shards, spec, 2), 3, attempt=1),
+        listed(local_order(lengths, shards, spec, 2, seed=1), 3),
+    ]
+    for other in others:
+        # two independent orders of 240 windows agree in one place on average
+        assert sum(a == b for a, b in zip(base, other, strict=True)) < 15
+    firsts = {listed(local_order(lengths, shards, spec, 2), epoch)[0][0] // 3 for epoch in range(40)}
+    assert firsts == {0, 1, 2, 3}
+    mixed = {episode // 3 for episode, _ in base[:60]}
+    assert len(mixed) == 2
+
+
+def test_a_window_of_a_local_order_does_not_depend_on_the_company():
+    order = local_order([30] * 40, np.arange(40) // 4, WindowSpec(history=1), 3)
+    together = listed(order, 2)
+    positions = np.random.default_rng(0).permutation(order.total)[:200]
+    alone = [order.window(2, np.array([p])) for p in positions]
+    assert [(int(e[0]), int(t[0])) for e, t in alone] == [together[p] for p in positions]
+
+
+def test_a_billion_windows_in_shards_cost_no_memory_either():
+    order = local_order([1_000_000] * 1000, np.arange(1000) // 10, WindowSpec(history=3), 4)
+    positions = np.arange(order.total - 256, order.total)
+    tracemalloc.start()
+    order.window(7, positions)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert order.total > 0.99e9
+    assert peak < 100_000

@@ -4,7 +4,6 @@ import threading
 
 import pytest
 
-from pipelines import reader as module
 from pipelines.reader import ShardReader
 
 
@@ -25,7 +24,7 @@ def preads(monkeypatch):
         calls.append((offset, size))
         return pread(descriptor, size, offset)
 
-    monkeypatch.setattr(module.os, "pread", recorded)
+    monkeypatch.setattr(os, "pread", recorded)
     return calls
 
 

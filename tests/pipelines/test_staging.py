@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from pipelines import loader as loader_module
+from pipelines import decode as decode_module
 from pipelines.loader import Loader, LoaderConfig
-from pipelines.staging import Slot
+from pipelines.staging import HostSlot
 from pipelines.windows import WindowSpec
 from tests.helpers import make_dataset
 from tests.pipelines import naive
@@ -11,7 +11,7 @@ from tests.pipelines import naive
 SPEC = WindowSpec(history=1, stack=3)
 
 
-class TwinSlot(Slot):
+class TwinSlot(HostSlot):
     """A slot with a twin that only `send` fills, as on a device; notes the order of calls."""
 
     def __init__(self, shape):
@@ -44,8 +44,8 @@ def test_slots_are_sent_received_and_released_in_turn(tmp_path, monkeypatch):
         slots.extend(TwinSlot(shape) for _ in range(count))
         return slots
 
-    monkeypatch.setattr(loader_module, "make_slots", make_twins)
-    naive.assert_same(naive.global_batches(dataset, SPEC, 20, **keywords), expected)
+    monkeypatch.setattr(decode_module, "make_slots", make_twins)
+    assert naive.same(naive.global_batches(dataset, SPEC, 20, **keywords), expected)
     for slot in slots:
         turns = len(slot.calls) // 3 + 1
         assert slot.calls == (["send", "receive", "release"] * turns)[: len(slot.calls)]
