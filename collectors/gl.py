@@ -150,7 +150,7 @@ def _first_that_renders() -> str:
             _remember(name)
             return name
         reasons[name] = reason
-    raise RuntimeError(
+    raise OSError(
         "no OpenGL backend renders: "
         + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         + ". Install one with: apt-get install libosmesa6 libegl1"
