@@ -133,7 +133,7 @@ def choose_backend(worker: int | None = None) -> str:
     """Set MUJOCO_GL in this process, to what the user chose or to the first backend that renders; its name.
 
     With `worker`, as in `gl_environment`, also the GPU: for actors on other machines, which choose for themselves.
-    Must be called before mujoco is imported. Raises RuntimeError with each backend's reason when none works.
+    Must be called before mujoco is imported. Raises OSError with each backend's reason when none works.
     """
     backend = os.environ.get("MUJOCO_GL", "").strip().lower() or _remembered() or _first_that_renders()
     variables = gl_environment(backend, worker)

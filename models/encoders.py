@@ -2,7 +2,8 @@
 
 `conv` is for CPUs: a 4x4 patch convolution, two strided 3x3 convolutions and a hidden layer, about 7 MFLOP forward for
 an observation of 64 px at width 32. `resnet18` is the article's encoder: the standard ResNet-18 (He et al. 2016) with
-its 7x7/2 stem and max-pool, then Linear 512 -> D. Both take the n frames of an observation as 3n channels.
+its 7x7/2 stem and max-pool, then Linear 512 -> D. `vit` is the paper's: a vision transformer (`models.vit`) and a
+projection head with BatchNorm. All take the n frames of an observation as 3n channels.
 """
 
 from dataclasses import dataclass
@@ -11,24 +12,34 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.heads import ProjectionHead
 from models.norm import GlobalBatchNorm
+from models.vit import ViT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
-    """Which encoder, and how wide. `width` and `hidden` apply to `conv` alone: ResNet-18 has its standard widths."""
+    """Which encoder, and how wide: ResNet-18 has its standard widths. Fields from `patch` on apply to `vit` alone."""
 
-    kind: Literal["conv", "resnet18"] = "conv"
+    kind: Literal["conv", "resnet18", "vit"] = "conv"
     width: int = 32
-    """Channels of the first convolution; the later ones have twice as many."""
+    """Channels of the first convolution of `conv`, whose later ones have twice as many; width of `vit`."""
     hidden: int = 512
-    """Units of the hidden layer before the latent."""
+    """Units of the hidden layer before the latent of `conv`; of the MLP in a block of `vit`."""
+    patch: int = 14
+    """Side of a patch in pixels."""
+    depth: int = 12
+    heads: int = 3
+    head_hidden: int = 2048
+    """Units of the projection head."""
 
 
 def build_encoder(config: EncoderConfig, *, channels: int, image_size: int, latent_dim: int) -> nn.Module:
     """A module from (N, channels, image_size, image_size) floats to (N, latent_dim)."""
     if config.kind == "conv":
         return _conv_encoder(config, channels, image_size, latent_dim)
+    if config.kind == "vit":
+        return ViTEncoder(config, channels, image_size, latent_dim)
     return ResNet18(channels, latent_dim)
 
 
@@ -56,6 +67,26 @@ def _conv_encoder(config: EncoderConfig, channels: int, image_size: int, latent_
         nn.Linear(config.hidden, latent_dim),
     )
     return nn.Sequential(*stages, *head)
+
+
+class ViTEncoder(nn.Module):
+    """A vision transformer and the projection head behind its class token."""
+
+    def __init__(self, config: EncoderConfig, channels: int, image_size: int, latent_dim: int) -> None:
+        super().__init__()
+        self.trunk = ViT(
+            channels=channels,
+            image_size=image_size,
+            patch=config.patch,
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            hidden=config.hidden,
+        )
+        self.head = ProjectionHead(config.width, config.head_hidden, latent_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.trunk(images))
 
 
 class _BasicBlock(nn.Module):

@@ -1,7 +1,7 @@
 """LeWM: an encoder, a predictor and two losses, trained end to end from pixels.
 
     z_j   = encoder(o_j)                          o_j: n stacked uint8 frames
-    zhat  = predictor(z_j, a_j)                   a_j: a block of k raw actions
+    zhat  = predictor(z_<=j, a_<=j)               a_j: a block of k raw actions
     loss  = mean (z_{j+1} - zhat_{j+1})^2 + weight * regularizer(z)
 
 No stop-gradient, no EMA: gradients flow into the targets too, and only the regularizer stands against collapse
@@ -10,26 +10,15 @@ and an exported model take raw frames and raw actions.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from models import regularizers
 from models.collectives import global_sum, world_size
 from models.encoders import EncoderConfig, build_encoder
+from models.objective import RegularizerConfig, regularize
 from models.precision import at_least_float32
-from models.predictors import MLPPredictor, PredictorConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RegularizerConfig:
-    """The term against collapse and its weight in the loss."""
-
-    kind: Literal["kl", "sigreg"] = "kl"
-    weight: float = 0.1
-    directions: int = 1024
-    """Random projections of SIGReg."""
+from models.predictors import PredictorConfig, build_predictor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +38,12 @@ class LeWMConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
+    rollout_weight: float = 0.0
+    """Weight of the open-loop error: the window's H latents imagined from its first one alone. 0 for none."""
+
+    def __post_init__(self) -> None:
+        if self.rollout_weight and self.history == 1:
+            raise ValueError("a rollout loss over one step is the prediction loss: set history to 2 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +72,11 @@ class LeWM(nn.Module):
             config.encoder, channels=3 * config.stack, image_size=config.image_size, latent_dim=config.latent_dim
         )
         self.encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.predictor = MLPPredictor(
-            config.predictor, latent_dim=config.latent_dim, action_block=config.frame_skip * action_size
+        self.predictor = build_predictor(
+            config.predictor,
+            latent_dim=config.latent_dim,
+            action_block=config.frame_skip * action_size,
+            history=config.history,
         )
         self.register_buffer("pixel_mean", torch.full((3,), 127.5))
         self.register_buffer("pixel_std", torch.full((3,), 127.5))
@@ -96,10 +94,14 @@ class LeWM(nn.Module):
             buffer = getattr(self, name)
             if value.shape != buffer.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, the model takes {tuple(buffer.shape)}")
+            if not torch.isfinite(value).all() or ("std" in name and (value <= 0).any()):
+                raise ValueError(f"{name} is {value.tolist()}: means must be finite and deviations above 0")
             buffer.copy_(value)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Raw observations (..., n, h, w, 3) uint8, oldest frame first, to latents (..., D)."""
+        if frames.dtype != torch.uint8:
+            raise ValueError(f"observations are raw uint8 frames, not {frames.dtype}: the model scales them itself")
         *batch, n, height, width, channels = frames.shape
         expected = (self.config.stack, self.config.image_size, self.config.image_size, 3)
         if (n, height, width, channels) != expected:
@@ -112,35 +114,57 @@ class LeWM(nn.Module):
         return self.encoder(torch.addcmul(shift, pixels, scale)).view(*batch, -1)
 
     def predict(self, z: Tensor, action: Tensor) -> Tensor:
-        """Latents (..., D) and raw action blocks (..., K), oldest action first, to the next latents (..., D)."""
-        blocks = action.shape[-1] // self.action_size
-        standard = (action - self.action_mean.repeat(blocks)) / self.action_std.repeat(blocks)
-        return self.predictor(z, standard)
+        """Next latents of latents (B, T, D) and raw action blocks (B, T, K), both oldest first, T <= history.
 
-    def rollout(self, z_BD: Tensor, plan_BHK: Tensor) -> Tensor:
-        """Latents (B, H, D) that follow `z_BD` under the raw action blocks of a plan, by repeated prediction."""
-        latents = []
-        for step in range(plan_BHK.shape[1]):
-            z_BD = self.predict(z_BD, plan_BHK[:, step])
-            latents.append(z_BD)
-        return torch.stack(latents, dim=1)
+        Step t sees steps up to t. One latent each, (B, D) and (B, K), gives (B, D).
+        """
+        if z.dim() == 2:
+            return self.predictor(z[:, None], self._standardise(action)[:, None])[:, 0]
+        return self.predictor(z, self._standardise(action))
+
+    def _standardise(self, action: Tensor) -> Tensor:
+        blocks = action.shape[-1] // self.action_size
+        return (action - self.action_mean.repeat(blocks)) / self.action_std.repeat(blocks)
+
+    def rollout(self, z_BTD: Tensor, plan_BHK: Tensor, past_BPK: Tensor | None = None) -> Tensor:
+        """Latents (B, H, D) that follow under the raw action blocks of a plan, by repeated prediction.
+
+        `z_BTD` holds the latents known so far, oldest first, at most `history` of them ((B, D) for one), and
+        `past_BPK` the P = T - 1 raw blocks that led from each to the next.
+        """
+        if z_BTD.dim() == 2:
+            z_BTD = z_BTD[:, None]
+        known, given = z_BTD.shape[1], 0 if past_BPK is None else past_BPK.shape[1]
+        if not 1 <= known <= self.config.history or given != known - 1:
+            raise ValueError(
+                f"a rollout takes 1 to {self.config.history} known latents and one past action block fewer, "
+                f"not {known} and {given}"
+            )
+        blocks_BNK = plan_BHK if past_BPK is None else torch.cat([past_BPK, plan_BHK], dim=1)
+        return self.predictor.rollout(z_BTD, self._standardise(blocks_BNK))  # pyright: ignore[reportCallIssue]
 
     def forward(self, frames: Tensor, action_BHK: Tensor, directions_DM: Tensor | None = None) -> Losses:
         """Losses of a batch of windows: frames (B, J, n, h, w, 3) uint8, raw action blocks (B, H, K).
 
         With W ranks the prediction term is W/G times the sum over this rank's items of a global batch of G, so that
-        DDP's mean of gradients is that of the global batch. SIGReg needs `directions_DM`
-        (`regularizers.random_directions`).
+        DDP's mean of gradients is that of the global batch. Regularizers on random directions need `directions_DM`
+        (`models.objective.directions`). NaN or infinite actions are a ValueError on a CPU; on a GPU, where looking
+        would wait for the device, they show as a loss that is not finite.
         """
+        if action_BHK.device.type == "cpu" and not torch.isfinite(action_BHK).all():
+            raise ValueError("the batch has NaN or infinite actions: verify the dataset (`lewm shards verify`)")
         z_BJD = self.encode(frames)
-        error = at_least_float32(self.predict(z_BJD[:, :-1], action_BHK) - z_BJD[:, 1:]).square()
-        items = global_sum(error.new_tensor(float(len(error))))
-        prediction = world_size() * error.mean(dim=(1, 2)).sum() / items
-        if self.config.regularizer.kind == "kl":
-            regularizer = regularizers.gaussian_kl(z_BJD)
-        else:
-            if directions_DM is None:
-                raise ValueError("sigreg needs random directions: pass directions_DM")
-            regularizer = regularizers.sigreg(z_BJD, directions_DM)
+        prediction = self._mean_square(self.predict(z_BJD[:, :-1], action_BHK) - z_BJD[:, 1:])
+        regularizer = regularize(self.config.regularizer, z_BJD, directions_DM)
         total = prediction + self.config.regularizer.weight * regularizer
+        if self.config.rollout_weight:
+            imagined_BHD = self.rollout(z_BJD[:, :1], action_BHK)
+            total = total + self.config.rollout_weight * self._mean_square(imagined_BHD - z_BJD[:, 1:])
         return Losses(total, prediction.detach(), regularizer.detach(), z_BJD.detach())
+
+    @staticmethod
+    def _mean_square(difference_BHD: Tensor) -> Tensor:
+        """Mean square over the global batch, as this rank's share of it."""
+        error = at_least_float32(difference_BHD).square()
+        items = global_sum(error.new_tensor(float(len(error))))
+        return world_size() * error.mean(dim=(1, 2)).sum() / items

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.lewm import LeWMConfig
 from models.presets import preset
+from pipelines.tiers import Tier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +47,19 @@ class TrainConfig:
     seed: int = 0
     workers: int = 1
     """Ranks of the Ray Train job."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward pass, by autocast; losses, statistics and weights stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     """Torch threads a rank; 0 divides the machine's cores among the ranks."""
     decode_threads: int = 2
     prefetch: int = 3
-    """Batches decoded ahead."""
+    """Batches filled ahead."""
+    tier: Tier = "auto"
+    """Where frames come from: stream (decoded when needed), memmap (a cache of decoded frames), gpu (resident on the
+    device), or the best that fits. All give the same batches."""
+    locality: int = 0
+    """Shards whose windows are kept together, for data that is fetched by the shard; 0 shuffles over all."""
     log_every: int = 25
     validate_every: int = 500
     checkpoint_every: int = 1000
@@ -61,6 +69,8 @@ class TrainConfig:
         for name in ("batch_size", "stop_step", "workers", "prefetch", "decode_threads", "log_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.locality < 0:
+            raise ValueError(f"locality must not be negative, not {self.locality}")
         if self.checkpoint_every < 1 or self.keep_checkpoints < 1:
             raise ValueError("checkpoint_every and keep_checkpoints must be at least 1")
         if self.batch_size < self.workers:
@@ -73,6 +83,12 @@ def train_preset(name: str, data: str | Path) -> TrainConfig:
     if name == "article":
         optim = OptimConfig(lr=3e-4, warmup_steps=5_000)
         return replace(base, batch_size=256, stop_step=500_000, checkpoint_every=10_000, optim=optim)
+    if base.model.encoder.kind == "vit":
+        # The authors scheduled 100 epochs and stopped after 10 (139,000 steps of Push-T): the rate hardly decays.
+        optim = OptimConfig(lr=5e-5, weight_decay=1e-3, warmup_steps=13_900, schedule_steps=1_390_000, final_share=0.0)
+        return replace(
+            base, batch_size=128, stop_step=139_000, checkpoint_every=5_000, optim=optim, precision="bfloat16"
+        )
     return base
 
 

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from collectors.envs import EnvConfig, make_env
 from collectors.envs.base import Env
 from collectors.experts.learned import MLPActor
+from shards.atomic import write_atomically
 
 _LOG = ("decisions", "actor", "return_mean", "return_std", "return_min", "episodes", "critic_loss")
 
@@ -104,6 +105,7 @@ def train(args: Args) -> float:
         state = torch.load(checkpoint / "state.pt", weights_only=True)
         average, best, rows = state["average"], state["best"], state["rows"]
         env._seeds = np.random.default_rng([args.seed, 7, model.num_timesteps])
+        print(f"going on after {model.num_timesteps} decisions", flush=True)
     else:
         model = TQC(
             "MlpPolicy",
@@ -211,7 +213,7 @@ def _check_same(path: Path, config: dict[str, Any]) -> None:
     text = json.dumps(config, indent=2, default=str)
     if path.exists() and path.read_text() != text:
         raise ValueError(f"{path} is of another configuration: choose another --out, or repeat that one's settings")
-    path.write_text(text)
+    write_atomically(path, text.encode())
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models import objective
 from models.collectives import world_size as ranks
 from models.diagnostics import covariance_spectrum, effective_rank
 from models.lewm import LeWM, LeWMConfig, Losses
-from models.regularizers import gaussian_kl_null, random_directions, sigreg_null
 from pipelines.batch import Batch
 from pipelines.loader import Loader, LoaderConfig
 from shards.dataset import Dataset
@@ -112,9 +112,10 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batch = next(batches)
-            losses: Losses = trained(
-                batch.frames[:, observation_index], batch.action, _directions(config, step, device)
-            )
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                losses: Losses = trained(
+                    batch.frames[:, observation_index], batch.action, _directions(config, step, device)
+                )
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
@@ -189,9 +190,9 @@ def validate(model: LeWM, config: TrainConfig, dataset: Dataset, batches: int = 
 
 def null_value(config: LeWMConfig, batch_size: int) -> float:
     """What the regularizer is worth on standard normal latents of the same number."""
-    if config.regularizer.kind == "kl":
-        return gaussian_kl_null(batch_size * (config.history + 1), config.latent_dim)
-    return sigreg_null()
+    return objective.null_value(
+        config.regularizer, windows=batch_size, observations=config.history + 1, dim=config.latent_dim
+    )
 
 
 def _threads(config: TrainConfig) -> int:
@@ -215,16 +216,15 @@ def _loader(config: TrainConfig, dataset: Dataset, split: Any, device: torch.dev
         rank=rank,
         world_size=ranks(),
         device=device,
-        config=LoaderConfig(threads=config.decode_threads, prefetch=config.prefetch),
+        config=LoaderConfig(threads=config.decode_threads, prefetch=config.prefetch, tier=config.tier),
+        locality=config.locality,
     )
 
 
 def _directions(config: TrainConfig, step: int, device: torch.device) -> Tensor | None:
-    if config.model.regularizer.kind != "sigreg":
-        return None
-    count = config.model.regularizer.directions
-    return random_directions(
-        config.model.latent_dim, count, seed=config.seed, step=step, device=device, dtype=torch.float32
+    model = config.model
+    return objective.directions(
+        model.regularizer, model.latent_dim, seed=config.seed, step=step, device=device, dtype=torch.float32
     )
 
 

@@ -1,6 +1,8 @@
 """Training an expert: killed at any moment it goes on, and what it ships acts as torch says."""
 
 import csv
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
+
+from trainers.experts import Args, StateEnv, _check_same, _weights, save_actor
 
 WORDS = ["--task", "dmc/pendulum-swingup", "--width", "16", "--batch-size", "16", "--learning-starts", "40"]
 WORDS += ["--evaluate-every", "100", "--evaluation-episodes", "1", "--checkpoint-every", "50", "--decisions", "300"]
@@ -32,9 +36,17 @@ def test_a_killed_training_goes_on_and_ships_its_actor(tmp_path):
             assert process.poll() is None, process.stdout and process.stdout.read()
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
+    # What a kill between the two renames of a checkpoint leaves, and one in the midst of writing it.
+    (out / "checkpoint").rename(out / "checkpoint.old")
+    (out / "checkpoint.tmp").mkdir()
+    (out / "checkpoint.tmp" / "model.zip").write_bytes(b"torn")
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    going_on = re.search(r"going on after (\d+) decisions", result.stdout)
+    assert going_on
+    assert int(going_on[1]) >= 100
     assert "best return" in result.stdout
+    assert not list(out.glob("checkpoint.*"))
     rows = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
     assert [(row["decisions"], row["actor"]) for row in rows] == [
         (str(decisions), actor) for decisions in (100, 200, 300) for actor in ("last", "average")
@@ -44,9 +56,11 @@ def test_a_killed_training_goes_on_and_ships_its_actor(tmp_path):
     assert about["task"] == "dmc/pendulum-swingup"
     assert float(about["validation_return"]) == max(float(row["return_mean"]) for row in rows)
 
-    result = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True, check=False)
-    assert result.returncode != 0
-    assert "another configuration" in result.stderr
+    config = json.loads((out / "config.json").read_text())
+    assert (config["task"], config["seed"]) == ("dmc/pendulum-swingup", 0)
+    _check_same(out / "config.json", config)
+    with pytest.raises(ValueError, match="another configuration"):
+        _check_same(out / "config.json", {**config, "seed": 1})
 
 
 @pytest.mark.usefixtures("gl")
@@ -54,7 +68,6 @@ def test_arrays_act_as_the_torch_actor(tmp_path):
     from sb3_contrib import TQC
 
     from collectors.experts.learned import MLPActor
-    from trainers.experts import Args, StateEnv, _weights, save_actor
 
     env = StateEnv("dmc/reacher-easy", 0)
     model = TQC("MlpPolicy", env, policy_kwargs={"net_arch": [24, 24]}, seed=0, buffer_size=10)
