@@ -23,7 +23,7 @@ def locked(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{directory} is in use by another collector: wait for it, or choose another --out"
+                f"{directory} is in use by another process: wait for it, or choose another --out"
             ) from None
         yield
 

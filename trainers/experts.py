@@ -10,7 +10,8 @@ is what `actor.safetensors` holds.
 
     out/config.json  log.csv  actor.safetensors  checkpoint/    one whole checkpoint, replaced by rename
 
-Killed at any moment, the same command goes on from the checkpoint; the log keeps one line an evaluation.
+Killed at any moment, the same command goes on from the checkpoint; the log keeps one line an evaluation. A second run
+in the same directory is refused.
 """
 
 import csv
@@ -29,6 +30,7 @@ from safetensors.torch import save_file
 from collectors.envs import EnvConfig, make_env
 from collectors.envs.base import Env
 from collectors.experts.learned import MLPActor
+from collectors.locks import locked
 from shards.atomic import write_atomically
 
 _LOG = ("decisions", "actor", "return_mean", "return_std", "return_min", "episodes", "critic_loss")
@@ -84,12 +86,17 @@ class StateEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
 
 def train(args: Args) -> float:
-    """Train, or go on training, until `args.decisions`; the best evaluated return."""
+    """Train, or go on training, until `args.decisions`: the best evaluated return. ValueError beside another run."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    with locked(args.out):
+        return _train(args)
+
+
+def _train(args: Args) -> float:
     from sb3_contrib import TQC
     from stable_baselines3.common.callbacks import BaseCallback
 
     torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
     config = {**asdict(args), "out": None, "decisions": None, "threads": None}
     _check_same(args.out / "config.json", config)
     checkpoint = args.out / "checkpoint"

@@ -5,7 +5,8 @@ pure function of its seed, so the figures do not depend on the machine. Seeds di
 on. The oracle plans on the simulator and takes minutes an episode; it runs only when it is asked for.
 """
 
-from collections.abc import Callable
+import fnmatch
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ class Args:
     """Measure returns and success rates of experts, oracle and random actions on the simulator's own states."""
 
     tasks: tuple[str, ...] = ("dmc/cartpole-swingup", "dmc/reacher-easy", "dmc/walker-walk", "metaworld/pick-place-v3")
-    """Environments."""
+    """Environments; `metaworld/*` means all of that name. Quote the star."""
     policies: tuple[Literal["expert", "random", "noise", "oracle"], ...] = ("expert", "random")
     """Policies."""
     episodes: int = 50
@@ -60,9 +61,9 @@ class Row:
 
 
 def run(args: Args) -> None:
-    rows = []
-    with progress("episodes", len(args.tasks) * len(args.policies) * args.episodes, "episodes") as bar:
-        for task in args.tasks:
+    tasks, rows = matching(args.tasks), []
+    with progress("episodes", len(tasks) * len(args.policies) * args.episodes, "episodes") as bar:
+        for task in tasks:
             for policy in args.policies:
                 show = partial(_show, bar, len(rows) * args.episodes, f"{task} {policy}")
                 rows.append(measure(task, policy, args.episodes, show))
@@ -87,6 +88,19 @@ def run(args: Args) -> None:
 
 def _show(bar: Bar, before: int, note: str, done: int) -> None:
     bar.update(before + done, note)
+
+
+def matching(patterns: Sequence[str]) -> list[str]:
+    """Names of environments that patterns of the shell's kind mean; ValueError where one means none."""
+    from collectors.envs import check_name, environment_names
+
+    tasks = []
+    for pattern in patterns:
+        found = fnmatch.filter(environment_names(), pattern)
+        if not found:
+            check_name(pattern)  # names what is close
+        tasks += found
+    return tasks
 
 
 def measure(task: str, policy: str, episodes: int, on_episode: Callable[[int], None]) -> Row:

@@ -16,7 +16,8 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from trainers.experts import Args, StateEnv, _check_same, _weights, save_actor
+from collectors.locks import locked
+from trainers.experts import Args, StateEnv, _check_same, _weights, save_actor, train
 
 WORDS = ["--task", "dmc/pendulum-swingup", "--width", "16", "--batch-size", "16", "--learning-starts", "40"]
 WORDS += ["--evaluate-every", "100", "--evaluation-episodes", "1", "--checkpoint-every", "50", "--decisions", "300"]
@@ -56,6 +57,8 @@ def test_a_killed_training_goes_on_and_ships_its_actor(tmp_path):
     assert about["task"] == "dmc/pendulum-swingup"
     assert float(about["validation_return"]) == max(float(row["return_mean"]) for row in rows)
 
+    with locked(out), pytest.raises(ValueError, match="in use by another process"):
+        train(Args(out=out, task="dmc/pendulum-swingup"))
     config = json.loads((out / "config.json").read_text())
     assert (config["task"], config["seed"]) == ("dmc/pendulum-swingup", 0)
     _check_same(out / "config.json", config)
