@@ -75,7 +75,11 @@ def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
             f"{type(error).__name__}: {error}"
         ) from error
     visible = [column.observable == "one_frame" for column in env.spec.columns]
-    _check_frames(frames, state[:, visible], number)
+    if _looks_frozen(frames, state[:, visible], number):
+        # What moves may have left the camera's view. A renderer that froze cannot show the first frame again.
+        begin(env, seed, random_start=random_start)
+        if not np.array_equal(env.render(), frames[0]):
+            raise BadFrame(f"episode {number}: the frames froze; does this GL backend work? see lewm doctor")
     info = EpisodeInfo(
         environment=env.spec.name,
         config8=config.config8,
@@ -125,15 +129,19 @@ def _described(name: str, action_repeat: int, versions: dict[str, str]) -> str:
     return f"{name}, action repeat {action_repeat}, {packages}"
 
 
-def _check_frames(frames: np.ndarray, visible: np.ndarray, number: int) -> None:
-    """A renderer gone bad shows in a constant frame, or in frames that stay the same while visible state moves.
+def _looks_frozen(frames: np.ndarray, visible: np.ndarray, number: int) -> bool:
+    """Whether, in some stretch of an episode, frames stay the same while visible state moves.
 
-    Looks at stretches of an episode, since it may go bad in the middle, and at no more than two frames of a good one.
+    BadFrame for a frame of one colour, and where no frame of the whole episode differs. Of a good stretch it looks at
+    no more than two frames.
     """
+    frozen = 0
     for begin in range(0, len(frames), _STRETCH):
         part, moved = frames[begin : begin + _STRETCH], visible[begin : begin + _STRETCH]
         if any(frame.min() == frame.max() for frame in (part[0], part[-1])):
             raise BadFrame(f"episode {number}: a frame has one colour only; does this GL backend work? see lewm doctor")
         same = all(np.array_equal(part[0], frame) for frame in part[1:])  # ends at the first that differs
-        if len(part) > 1 and same and np.ptp(moved, axis=0).max(initial=0) > 0.2:
-            raise BadFrame(f"episode {number}: the state moves and the frames do not; does this GL backend work?")
+        frozen += len(part) > 1 and same and np.ptp(moved, axis=0).max(initial=0) > 0.2
+    if frozen and all(np.array_equal(frames[0], frame) for frame in frames):
+        raise BadFrame(f"episode {number}: the state moves and the frames do not; does this GL backend work?")
+    return bool(frozen)

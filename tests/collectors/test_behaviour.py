@@ -148,3 +148,30 @@ def test_bad_frames_are_noticed(env, monkeypatch):
     monkeypatch.setattr(env, "render", lambda: still)
     with pytest.raises(BadFrame, match="do not"):
         record_episode(env, CONFIG, 0)
+
+
+def test_frames_that_freeze_in_the_middle_are_noticed(env, monkeypatch):
+    from collectors.rollout import BadFrame, record_episode
+
+    config, render, shown = replace(CONFIG, steps=150, policy=RandomConfig()), env.render, []
+
+    def freeze():
+        shown.append(render() if len(shown) < 60 else shown[-1])
+        return shown[-1]
+
+    record_episode(env, config, 0)
+    monkeypatch.setattr(env, "render", freeze)
+    with pytest.raises(BadFrame, match="the frames froze"):
+        record_episode(env, config, 0)
+
+
+def test_what_leaves_the_view_is_not_a_frozen_renderer(gl):
+    from collectors.envs import make_env
+    from collectors.rollout import record_episode
+
+    env = make_env(replace(CONFIG.env, size=64))
+    config = replace(CONFIG, env=replace(CONFIG.env, size=64), steps=120, seed=1)
+    episode = record_episode(env, config, 165)
+    env.close()
+    out_of_view = np.abs(episode.state[:, 0]) > 1.7
+    assert out_of_view.sum() > 20, "the episode no longer shows what it is for"
