@@ -72,12 +72,11 @@ class Remote:
         return self._retry(name, once)
 
     def download(self, name: str, file: IO[bytes], size: int, sha256: str) -> None:
-        """Write an object into an empty file. A part that does not come is asked for again; OSError when the object has
-        not the size and sha256 that it should have, also after all attempts."""
+        """Write an object to the beginning of a file. A part that does not come is asked for again; OSError when the
+        object has not the size and sha256 that it should have, also after all attempts."""
 
         def once() -> None:
             file.seek(0)
-            file.truncate()
             digest, at = hashlib.sha256(), 0
             while at < size:
                 data = self.read(name, at, min(_CHUNK, size - at))

@@ -10,10 +10,12 @@ tar and as episodes) and about 2 us a member, over shards in parallel; frames ar
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from io import RawIOBase
 from itertools import zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from shards.codec import Buffer, parse_metadata, read_npy
 from shards.index import ShardIndex
 from shards.manifest import EPISODES, Manifest, build, load
 from shards.members import BLOCK, check_member, padded, scan
-from shards.mirror import open_mirror, present
+from shards.mirror import open_mirror
 from shards.remote import Remote, is_remote
 from shards.writer import ShardInfo, shard_paths
 
@@ -31,10 +33,10 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was checked and what was found. `leftovers` are temporary files of killed writers: harmless, and removed by
-    the next collection."""
+    """What was checked, a directory or a URI, and what was found. `leftovers` are temporary files of killed writers:
+    harmless, and removed by the next collection."""
 
-    directory: Path
+    directory: Path | str
     shards: int
     episodes: int
     bytes: int
@@ -47,16 +49,17 @@ class VerifyReport:
 
 
 def verify(directory: Path | str, threads: int = 2) -> VerifyReport:
-    """Check a dataset whole, in a directory or in a bucket, from which its shards are fetched for it.
+    """Check a dataset whole, in a directory or in a bucket.
 
+    Of a bucket every byte is fetched anew, whatever the cache holds, into temporary files: `threads` shards at a time.
     ValueError only when there is neither a manifest nor a shard.
     """
-    remote = Remote(str(directory)) if is_remote(directory) else None
-    directory = open_mirror(remote.uri) if remote else Path(directory)
+    if is_remote(directory):
+        return _verify_remote(Remote(str(directory)), threads)
+    directory = Path(directory)
     problems: list[str] = []
     manifest: Manifest | None = None
-    files = [Path(name) for name in remote.names("shards")] if remote else list((directory / "shards").glob("*"))
-    names = {path.stem for path in files if path.suffix in (".tar", ".arrow")}
+    names = {path.stem for path in (directory / "shards").glob("*") if path.suffix in (".tar", ".arrow")}
     try:
         manifest = load(directory)
     except ValueError as error:
@@ -70,11 +73,6 @@ def verify(directory: Path | str, threads: int = 2) -> VerifyReport:
         expected = listed.get(name)
         if manifest and not expected:
             return [f"shard {name} is extra: the manifest does not name it"]
-        try:
-            for path in shard_paths(directory, name) if remote else ():
-                present(path)
-        except OSError as error:
-            return [str(error)]
         return list(_shard_problems(directory, name, expected))
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -82,10 +80,10 @@ def verify(directory: Path | str, threads: int = 2) -> VerifyReport:
             problems += found
     if manifest:
         problems += _episodes_problems(directory, manifest)
-        if not problems and not remote:  # of a bucket not all shards need be on this machine at once
+        if not problems:
             problems += _manifest_problems(directory, manifest)
     there = [path for name in names for path in shard_paths(directory, name) if path.exists()]
-    leftovers = [] if remote else sorted(path.name for path in directory.rglob(f"*{TMP_SUFFIX}"))
+    leftovers = sorted(path.name for path in directory.rglob(f"*{TMP_SUFFIX}"))
     return VerifyReport(
         directory=directory,
         shards=len(names),
@@ -93,6 +91,52 @@ def verify(directory: Path | str, threads: int = 2) -> VerifyReport:
         bytes=sum(path.stat().st_size for path in there),
         problems=tuple(problems),
         leftovers=tuple(leftovers),
+    )
+
+
+def _verify_remote(remote: Remote, threads: int) -> VerifyReport:
+    """The same of a bucket, but for the manifest against all indexes: it has its own checksum, and names theirs."""
+    manifest, there = load(open_mirror(remote.uri)), remote.names()
+    listed = {shard.name: shard for shard in manifest.shards}
+    found = {Path(name).stem for name in there if name.startswith("shards/") and name.endswith((".tar", ".arrow"))}
+    problems = [f"{remote.uri}: shard {name} is extra: the manifest does not name it" for name in found - listed.keys()]
+
+    def check(shard: ShardInfo) -> list[str]:
+        with TemporaryDirectory(prefix="lewm-verify-") as place:
+            failed: list[str] = []
+            with ExitStack() as files:
+                for path, size, sha256 in zip(
+                    shard_paths(Path(place), shard.name),
+                    (shard.tar_bytes, shard.index_bytes),
+                    (shard.tar_sha256, shard.index_sha256),
+                    strict=True,
+                ):
+                    path.parent.mkdir(exist_ok=True)
+                    name = f"shards/{path.name}"
+                    try:
+                        if there.get(name, 0) > size:
+                            raise OSError(f"{remote.uri}/{name}: it has {there[name]} bytes, not {size}")
+                        remote.download(name, files.enter_context(path.open("xb")), size, sha256)
+                    except OSError as error:
+                        failed.append(str(error))
+            found = failed or _shard_problems(Path(place), shard.name, shard)
+            return [problem.replace(place, remote.uri) for problem in found]
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for lines in pool.map(check, manifest.shards):
+            problems += lines
+    try:
+        if hashlib.sha256(remote.read(EPISODES)).hexdigest() != manifest.episodes_sha256:
+            problems.append(f"{remote.uri}/{EPISODES} is damaged or stale: its sha256 is not the one in the manifest")
+    except OSError as error:
+        problems.append(str(error))
+    return VerifyReport(
+        directory=remote.uri,
+        shards=len(found | listed.keys()),
+        episodes=manifest.n_episodes,
+        bytes=sum(there.get(f"shards/{name}{suffix}", 0) for name in listed for suffix in (".tar", ".arrow")),
+        problems=tuple(sorted(problems)),
+        leftovers=(),
     )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infra.home import Home
-from shards.remote import is_remote
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -49,6 +48,8 @@ def absolute(path: Path | str) -> Path:
 
 def location(text: Path | str) -> str:
     """Where a dataset is: a URI of a bucket as it stands, a path made absolute."""
+    from shards.remote import is_remote  # loads pyarrow
+
     # A Path swallows the second slash of a URI, so that locations are read as text.
     return str(text) if is_remote(str(text)) else str(absolute(text))
 

@@ -29,13 +29,19 @@ def server():
         yield proxy
 
 
+def forget():
+    """What this process knows of the cache, as if it had just begun."""
+    mirror._remote_of.cache_clear()
+    mirror._manifest_of.cache_clear()
+    mirror._hashed.clear()
+
+
 @pytest.fixture
 def proxy(server, monkeypatch, tmp_path):
     """The server, without faults, and an empty cache."""
     monkeypatch.setenv("LEWM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("shards.remote._PAUSE", 0.001)
-    mirror._remote_of.cache_clear()
-    mirror._manifest_of.cache_clear()
+    forget()
     server.fault = lambda method, path: None
     server.requests.clear()
     return server
@@ -51,6 +57,12 @@ def uri(server, local):
     place = f"s3://{BUCKET}/sets/one"
     push(local.path, place)
     return place
+
+
+def resend(place, path, data, tmp_path):
+    """Put other bytes in the place of an object."""
+    (tmp_path / "resent").write_bytes(data)
+    Remote(place).upload(tmp_path / "resent", f"shards/{path.name}")
 
 
 def gets(proxy, suffix):
@@ -168,12 +180,45 @@ def test_the_cache_stays_within_its_limit_and_open_files_live_on(proxy, local, u
     assert bytes(held.read(0, 512)) == (local.path / "shards" / tars[0].name).read_bytes()[:512]
 
 
+def test_downloads_under_way_count(proxy, uri, monkeypatch):
+    dataset = Dataset.open(uri)
+    shards = dataset.manifest.shards
+    limit = max(shard.tar_bytes for shard in shards) * 3 // 2
+    monkeypatch.setenv("LEWM_CACHE_GB", str(limit / 1e9))
+    first, second = (dataset.path / "shards" / f"{shard.name}.tar" for shard in shards[:2])
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hold(method, path):
+        if method == "GET" and path.endswith(first.name):
+            reached.set()
+            go_on.wait(60)
+
+    proxy.fault = hold
+    threads = [threading.Thread(target=present, args=(path,)) for path in (first, second)]
+    threads[0].start()
+    assert reached.wait(60)
+    assert not mirror._make_room(shards[1].tar_bytes), "there is room only once the first is done"
+    threads[1].start()
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert second.exists()
+    assert not first.exists()
+
+
 def test_a_damaged_or_partial_file_in_the_cache_is_not_served(proxy, local, uri):
     dataset = Dataset.open(uri)
     tar = present(dataset.frame_members(0).path)
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-1])
     assert present(tar).read_bytes() == whole
+    files = [tar, tar.with_suffix(".arrow"), dataset.path / "episodes.arrow", dataset.path / MANIFEST]
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:900] + bytes([whole[900] ^ 1]) + whole[901:])
+        forget()
+        np.testing.assert_array_equal(Dataset.open(uri).read_episode(0).frames, local.read_episode(0).frames)
+        assert path.read_bytes() == whole
 
 
 _FETCH = "import sys; from shards.mirror import present; from pathlib import Path; present(Path(sys.argv[1]))"
@@ -200,6 +245,10 @@ def test_a_killed_download_leaves_nothing_that_is_served(proxy, local, uri):
     proxy.fault = lambda method, path: None
     assert present(tar).stat().st_size == dataset.manifest.shards[0].tar_bytes
     assert not list(tar.parent.glob("*.tmp"))
+    stray = tar.with_name(f"{dataset.manifest.shards[2].name}.tar.0123abcd.tmp")
+    stray.write_bytes(b"of a process that is gone")
+    present(tar.with_name(f"{dataset.manifest.shards[1].name}.tar"))
+    assert not stray.exists(), "also where another file is fetched"
 
 
 def test_processes_and_threads_fetch_a_file_once(proxy, uri):
@@ -214,6 +263,27 @@ def test_processes_and_threads_fetch_a_file_once(proxy, uri):
         thread.join()
     assert [process.wait() for process in processes] == [0, 0]
     assert len(gets(proxy, ".tar")) == 1
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.2])
+def test_verify_reads_the_bucket_whatever_the_cache_holds(proxy, local, tmp_path, monkeypatch, limit):
+    place = f"s3://{BUCKET}/sets/read-{limit}"
+    push(local.path, place)
+    for i in range(len(local)):
+        Dataset.open(place).read_episode(i)
+    largest = max(shard.tar_bytes + shard.index_bytes for shard in local.manifest.shards)
+    monkeypatch.setenv("LEWM_CACHE_GB", str(limit * largest / 1e9))
+    report = verify(place)
+    assert (report.problems, report.directory) == ((), place)
+    assert report.bytes == sum(shard.tar_bytes + shard.index_bytes for shard in local.manifest.shards)
+    for path in sorted((local.path / "shards").iterdir())[:2]:
+        whole = path.read_bytes()
+        for data in (whole[:700] + bytes([whole[700] ^ 1]) + whole[701:], whole + b"0"):
+            resend(place, path, data, tmp_path)
+            (problem,) = verify(place).problems
+            assert f"{place}/shards/{path.name}" in problem
+        resend(place, path, whole, tmp_path)
+    assert verify(place).ok
 
 
 def test_an_interrupted_push_goes_on_and_shows_no_dataset_before_its_end(proxy, local):
@@ -231,7 +301,9 @@ def test_an_interrupted_push_goes_on_and_shows_no_dataset_before_its_end(proxy, 
 
 
 def test_another_dataset_is_not_overwritten(proxy, uri, tmp_path):
-    other = make_dataset(tmp_path / "other", n=3, shard_episodes=3, size=32, seed=5)
+    other = make_dataset(tmp_path / "other", n=12, shard_episodes=4, size=32, seed=5)
+    with pytest.raises(ValueError, match=r"holds shards of another dataset \(shards/part-00000.arrow\)"):
+        push(other.path, uri)
     for path in (other.path / "shards").iterdir():
         path.rename(path.with_name(path.name.replace("part", "other")))
     (other.path / MANIFEST).unlink()
@@ -240,6 +312,7 @@ def test_another_dataset_is_not_overwritten(proxy, uri, tmp_path):
     assemble(other.path)
     with pytest.raises(ValueError, match="holds shards of another dataset"):
         push(other.path, uri)
+    assert verify(uri).ok
 
 
 def test_extra_and_missing_objects_are_named(proxy, local):
