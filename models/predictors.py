@@ -1,7 +1,7 @@
 """Predictors: latents and action blocks to the next latents.
 
 `mlp` is the article's: an MLP on concat(z_t, a_t) for every time step alone, so it is Markov and works for any
-history. What it cannot see in one latent (velocity) must be in the observation, which is why the presets that use it
+history. What it cannot see in one latent (velocity) must be in the observation, which is why presets that use it
 stack frames, or in its recurrent memory (`models.memory`). `transformer` is the paper's (`models.transformer`).
 
 Every predictor has `forward`, for training, and `rollout`, which imagines: (B, T, D) known latents and (B, N, K)

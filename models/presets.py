@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.encoders import EncoderConfig
-from models.lewm import LeWM, LeWMConfig, RegularizerConfig
+from models.flops import forward_flops
+from models.lewm import LeWM, LeWMConfig
+from models.objective import RegularizerConfig
 from models.predictors import PredictorConfig
 
 
@@ -109,6 +110,7 @@ class PresetRow:
     frame_skip: int
     latent_dim: int
     encoder: str
+    predictor: str
     regularizer: str
     encoder_parameters: int
     predictor_parameters: int
@@ -129,10 +131,7 @@ def _describe(name: str, config: LeWMConfig, action_size: int) -> PresetRow:
     frames = torch.zeros(1, config.stack, config.image_size, config.image_size, 3, dtype=torch.uint8)
     action = torch.zeros(1, config.frame_skip * action_size)
     with torch.no_grad():
-        with FlopCounterMode(display=False) as encode:
-            z_BD = model.encode(frames)
-        with FlopCounterMode(display=False) as predict:
-            model.predict(z_BD, action)
+        z_BD = model.encode(frames)
     return PresetRow(
         preset=name,
         image=config.image_size,
@@ -141,12 +140,13 @@ def _describe(name: str, config: LeWMConfig, action_size: int) -> PresetRow:
         frame_skip=config.frame_skip,
         latent_dim=config.latent_dim,
         encoder=config.encoder.kind,
+        predictor=config.predictor.kind,
         regularizer=f"{config.regularizer.kind} x {config.regularizer.weight:g}",
         encoder_parameters=_count(model.encoder),
         predictor_parameters=_count(model.predictor),
         parameters=_count(model),
-        encode_mflop=encode.get_total_flops() / 1e6,
-        predict_mflop=predict.get_total_flops() / 1e6,
+        encode_mflop=forward_flops(lambda: model.encode(frames)) / 1e6,
+        predict_mflop=forward_flops(lambda: model.predict(z_BD, action)) / 1e6,
     )
 
 

@@ -136,8 +136,9 @@ def gaussian_kl_null(count: int, dim: int, *, shrinkage: float = 0.0) -> float:
     """Expected `gaussian_kl` of `count` independent N(0, I) samples.
 
     Exact, from the Wishart log-determinant, where the sample covariance is regular (count > dim + 1, ridge 0) and not
-    shrunk; otherwise the mean of a few seeded samples with the default ridge. With fewer latents than dimensions a
-    batch cannot look Gaussian in all of them: its null is large, and only beside it is the statistic readable.
+    shrunk; otherwise the mean of a few seeded samples with the default ridge. A batch with fewer latents than
+    dimensions cannot look Gaussian in all of them: its null is large, and comparing with it is what makes the
+    statistic readable.
     """
     if count <= dim + 1 or shrinkage:
         generator = torch.Generator().manual_seed(0)

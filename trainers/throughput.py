@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from models.flops import forward_flops
 from models.lewm import LeWM
 
 
@@ -28,7 +28,6 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype, seconds: float = 0.
     return 2 * size**3 / best if best < float("inf") else float("nan")
 
 
-@torch.no_grad()
 def step_flops(model: LeWM, batch_size: int) -> float:
     """FLOPs of a training step on `batch_size` windows: three times the counted forward pass."""
     config = model.config
@@ -38,11 +37,9 @@ def step_flops(model: LeWM, batch_size: int) -> float:
     action = torch.zeros(1, config.history, config.frame_skip * model.action_size, device=device)
     training = model.training
     model.eval()
-    with FlopCounterMode(display=False) as counter:
-        z_BJD = model.encode(frames)
-        model.predict(z_BJD[:, :-1], action)
+    counted = forward_flops(lambda: model.predict(model.encode(frames)[:, :-1], action))
     model.train(training)
-    return 3.0 * batch_size * counter.get_total_flops()
+    return 3.0 * batch_size * counted
 
 
 @dataclass(slots=True)

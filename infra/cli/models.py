@@ -1,12 +1,13 @@
-"""`lewm models ls|show|promote`: the registry."""
+"""`lewm models ls|show|promote|import|export`: the registry, and the authors' published weights."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from infra.cli.common import Common, Verb
-from infra.console import print_json, print_table
+from infra.cli.common import Common, Verb, absolute, location
+from infra.console import print_json, print_table, say
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 
@@ -87,7 +88,72 @@ def promote(args: PromoteArgs) -> int:
     return 0 if result.moved else 1
 
 
-VERBS = {"ls": Verb(LsArgs, ls), "show": Verb(ShowArgs, show), "promote": Verb(PromoteArgs, promote)}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportArgs(Common):
+    """Make a run of published LeWM weights, strictly and without unpickling code."""
+
+    config: Path
+    """The published config.json."""
+    weights: Path
+    """The published weights.pt."""
+    name: str
+    """Name of the run."""
+    frame_skip: int = 5
+    """Actions in a block, which the published files do not say."""
+    data: str = ""
+    """Dataset whose action statistics the model takes; without one it takes standardised actions."""
+
+
+def import_weights(args: ImportArgs) -> None:
+    from infra.official import import_run
+
+    data = location(args.data) if args.data else ""
+    run = import_run(
+        args.find_home().runs / args.name,
+        config=absolute(args.config),
+        weights=absolute(args.weights),
+        frame_skip=args.frame_skip,
+        data=data,
+    )
+    if not data:
+        say("no --data: the model takes actions that are standardised already")
+    if args.json:
+        print_json({"run": str(run.path)})
+    else:
+        print(run.path)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportArgs(Common):
+    """Write a run's weights as the authors' code reads them: weights.pt and config.json."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run directory, run name, or models:/NAME@alias."""
+    to: Path
+    """Directory to write."""
+    transformers: Literal[4, 5] = 4
+    """Version of transformers whose names the encoder gets."""
+
+
+def export_weights(args: ExportArgs) -> None:
+    from infra.home import find_run
+    from infra.official import export_run
+
+    to = absolute(args.to)
+    export_run(find_run(args.run, args.find_home()), to, transformers=args.transformers)
+    if args.json:
+        print_json({"weights": str(to / "weights.pt"), "config": str(to / "config.json")})
+    else:
+        print(to)
+
+
+VERBS = {
+    "ls": Verb(LsArgs, ls),
+    "show": Verb(ShowArgs, show),
+    "promote": Verb(PromoteArgs, promote),
+    "import": Verb(ImportArgs, import_weights),
+    "export": Verb(ExportArgs, export_weights),
+}
 
 
 def _pairs(values: dict[str, Any]) -> list[tuple[str, str]]:

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from torch.distributions import MultivariateNormal, kl_divergence
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from models.regularizers import gaussian_kl, gaussian_kl_null, random_directions, sigreg, sigreg_null
+from models.objective import RegularizerConfig, directions, null_value, regularize
+from models.regularizers import (
+    gaussian_kl,
+    gaussian_kl_diagonal,
+    gaussian_kl_null,
+    random_directions,
+    sigreg,
+    sigreg_null,
+    subspace_directions,
+)
 
 
 def _directions(dim: int, count: int = 32, seed: int = 0, step: int = 0) -> torch.Tensor:
@@ -98,3 +107,72 @@ def test_directions_are_unit_vectors_that_depend_on_seed_and_step_alone():
     torch.testing.assert_close(first, _directions(16, seed=3), rtol=0, atol=0)
     torch.testing.assert_close(first.norm(dim=0), torch.ones(32, dtype=torch.float64))
     assert not torch.equal(first, _directions(16, seed=3, step=1))
+
+
+def test_diagonal_kl_equals_torch_distributions():
+    z = torch.randn(200, 2, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 1.6 - 0.4
+    flat = z.flatten(0, 1)
+    moments = Normal(flat.mean(0), flat.std(0, unbiased=False))
+    expected = kl_divergence(moments, Normal(torch.zeros(5).double(), torch.ones(5).double())).mean()
+    torch.testing.assert_close(gaussian_kl_diagonal(z, ridge=0.0), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_shrinking_replaces_the_covariance_by_its_mean_variance():
+    z = torch.randn(300, 1, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.arange(1, 5)
+    covariance = torch.from_numpy(np.cov(z[:, 0].numpy().T, bias=True))
+    mean = z[:, 0].mean(0)
+    shrunk = 0.7 * covariance + 0.3 * covariance.trace() / 4 * torch.eye(4).double()
+    standard = MultivariateNormal(torch.zeros(4).double(), torch.eye(4).double())
+    expected = kl_divergence(MultivariateNormal(mean, shrunk), standard) / 4
+    torch.testing.assert_close(gaussian_kl(z, ridge=0.0, shrinkage=0.3), expected, rtol=1e-10, atol=1e-12)
+    few = torch.randn(4, 1, 32, generator=torch.Generator().manual_seed(1))
+    assert gaussian_kl(few, shrinkage=0.1) < 0.5 * gaussian_kl(few)
+
+
+def test_mixture_equals_numerical_integration_and_one_centred_component_is_sigreg():
+    z = torch.randn(30, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values, means = z.flatten().numpy(), np.array([-2.0, 1.0])
+
+    def integrand(t: float) -> float:
+        target = np.exp(1j * t * means).mean() * np.exp(-(t**2) / 2)
+        return float(abs(np.exp(1j * t * values).mean() - target) ** 2 * np.exp(-(t**2) / 2))
+
+    one = torch.ones(1, 1, dtype=torch.float64)
+    expected = len(values) * 2 * quad(integrand, 0, 3)[0]
+    assert float(sigreg(z, one, torch.tensor(means)[:, None], knots=2001)) == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(sigreg(z, one, torch.zeros(1, 1)), sigreg(z, one))
+
+
+def test_subspace_directions_lie_in_fixed_orthogonal_subspaces():
+    def draw(step: int) -> torch.Tensor:
+        device = torch.device("cpu")
+        return subspace_directions(12, 24, subspaces=4, seed=1, step=step, device=device, dtype=torch.float64)
+
+    first, second = draw(0), draw(1)
+    torch.testing.assert_close(first.norm(dim=0), torch.ones(24, dtype=torch.float64))
+    for index in range(4):
+        own = slice(6 * index, 6 * (index + 1))
+        # Six directions of a step and six of the next span three dimensions, orthogonal to all the others.
+        assert torch.linalg.matrix_rank(torch.cat([first[:, own], second[:, own]], dim=1)) == 3
+        others = torch.cat([first[:, : own.start], first[:, own.stop :]], dim=1)
+        assert (others.T @ second[:, own]).abs().max() < 1e-12
+    with pytest.raises(ValueError, match="5 subspaces must divide 12"):
+        subspace_directions(12, 20, subspaces=5, seed=0, step=0, device=torch.device("cpu"), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["kl", "kl_diagonal", "sigreg", "subspace", "mixture"])
+def test_null_values_of_every_kind_are_what_samples_of_the_target_give(kind):
+    config = RegularizerConfig(kind=kind, directions=32, subspaces=4, components=3)
+    generator = torch.Generator().manual_seed(0)
+    means = 3.0 * random_directions(8, 3, seed=0, step=0, device=torch.device("cpu"), dtype=torch.float64).T
+    values = []
+    for step in range(300):
+        z = torch.randn(64, 2, 8, generator=generator, dtype=torch.float64)
+        if kind == "mixture":
+            z = z + means[torch.randint(0, 3, (64, 2), generator=generator)]
+        drawn = directions(config, 8, seed=0, step=step, device=torch.device("cpu"), dtype=torch.float64)
+        values.append(float(regularize(config, z, drawn)))
+    expected = null_value(config, windows=64, observations=2, dim=8)
+    # The mixture's null is a mean over a sample of directions, the ridge moves the KLs by a hair.
+    slack = 0.02 * expected if kind == "mixture" else 1e-4
+    assert np.mean(values) == pytest.approx(expected, abs=float(5 * np.std(values) / math.sqrt(300) + slack))

@@ -14,6 +14,7 @@ from trainers.config import (
     parse_train_config,
     train_preset,
 )
+from trainers.loop import learning_rate
 
 
 def test_json_round_trip(tmp_path):
@@ -68,3 +69,12 @@ def test_presets_are_complete():
     assert isinstance(train_preset("tiny", "/data"), TrainConfig)
     assert train_preset("article", "/data").batch_size == 256
     assert train_preset("article", "/data").stop_step == 500_000
+
+
+def test_the_released_recipe_stops_long_before_its_schedule_ends():
+    """The authors scheduled 100 epochs and stopped after 10: the rate has hardly decayed by then."""
+    config = train_preset("released", "/data")
+    assert config.optim.schedule_steps == 10 * config.stop_step
+    start, end = (learning_rate(config.optim, step, config.stop_step) for step in (13_900, config.stop_step))
+    assert 0.97 < end / start < 0.99
+    assert (config.batch_size, config.precision, config.optim.lr) == (128, "bfloat16", 5e-5)
