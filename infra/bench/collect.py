@@ -5,7 +5,7 @@ at a time. `own calls` steps through the episodes that `collect` records and kee
 `physics.render` or Meta-World's `env.render` in memory: it writes nothing. `collect, full` has the same picture quality
 as these calls, so that the ratio of `collect` is not mistaken for faster code alone. `render only` times the calls of
 the renderer and nothing else. Scaling is 1 to N processes at the same work, one core each, at once.
-Takes 3 to 5 minutes on 2 cores with the defaults.
+Takes some minutes with the defaults.
 """
 
 import multiprocessing as mp
@@ -88,7 +88,9 @@ def run(args: Args) -> None:
         for env in args.envs:
             for size in args.sizes:
                 say(f"{env} at {size} px")
-                rows += measure(args, workers, env, size)
+                # In one process dm_control would draw into whatever context was current last, which is then ours.
+                with Worker(cores[0], Path(scratch)) as own:
+                    rows += measure(args, workers, own, env, size)
     if args.csv is not None:
         write_csv(args.csv, [asdict(row) for row in rows])
     if args.json:
@@ -101,15 +103,15 @@ def run(args: Args) -> None:
     print_table("Collection", ("environment", "px", "what", "frames/s", "range", "ratio"), table)
 
 
-def measure(args: Args, workers: "list[Worker]", env: str, size: int) -> list[Row]:
-    """The rows of one environment at one size."""
+def measure(args: Args, workers: "list[Worker]", own: "Worker", env: str, size: int) -> list[Row]:
+    """The rows of one environment at one size; `own` is the process of the simulator's own calls."""
 
     def job(contender: str) -> Job:
         slow = contender in (OWN, FULL)
         return Job(contender, env, size, args.steps, 1 if slow else args.episodes)
 
     def alone(contender: str) -> Callable[[], float]:
-        return lambda: workers[0].do(job(contender))
+        return lambda: (own if contender == OWN else workers[0]).do(job(contender))
 
     contenders = {name: alone(name) for name in (OWN, OURS, FULL, RENDER)}
     scaled = f"{len(workers)} actors"
@@ -117,8 +119,9 @@ def measure(args: Args, workers: "list[Worker]", env: str, size: int) -> list[Ro
         contenders[scaled] = lambda: together(workers, job(OURS))
     for worker in workers:  # loads simulators and shaders
         worker.do(Job(OURS, env, size, 2, 1))
-    for name in (OWN, FULL, RENDER):
+    for name in (FULL, RENDER):
         workers[0].do(Job(name, env, size, 2, 1))
+    own.do(Job(OWN, env, size, 2, 1))
     figures = take_turns(contenders, args.turns)
     against = {name: figures[OURS if name == scaled else OWN].rate for name in figures}
     return [_row(env, size, name, figure, against[name]) for name, figure in figures.items()]
