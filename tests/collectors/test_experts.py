@@ -57,7 +57,7 @@ def test_most_scripts_of_meta_world_succeed():
 
 def test_a_shipped_actor_walks():
     total, _ = episode("dmc/walker-walk", ExpertConfig(), 20_000)
-    assert total > 900
+    assert total > 800
 
 
 def test_an_actor_is_linear_layers_with_relu_and_tanh(tmp_path, monkeypatch):

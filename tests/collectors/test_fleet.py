@@ -121,7 +121,7 @@ def test_mistakes_are_named(gl, tmp_path):
     with pytest.raises(ValueError, match="no camera 'top': choose from fixed, lookatcart"):
         collect(replace(CONFIG, env=EnvConfig(name="dmc/cartpole-swingup", camera="top")), tmp_path, workers=1)
     with pytest.raises(ValueError, match=r"no .*expert"):
-        collect(replace(CONFIG, env=EnvConfig(name="dmc/walker-walk"), policy=ExpertConfig()), tmp_path, workers=1)
+        collect(replace(CONFIG, env=EnvConfig(name="dmc/humanoid-walk"), policy=ExpertConfig()), tmp_path, workers=1)
     assert not list(tmp_path.iterdir())
 
 
