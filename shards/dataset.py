@@ -157,7 +157,13 @@ class Dataset:
         shard = int(self._shard[i])
         if shard not in self._indexes:
             self._indexes[shard] = self._open_index(shard)
-        return self._indexes[shard], int(self._row[i])
+        index, row = self._indexes[shard], int(self._row[i])
+        if row >= len(index) or index.keys[row] != self.keys[i] or index.lengths[row] != self.lengths[i]:
+            raise ValueError(
+                f"{self.location}: {EPISODES} names episode {self.keys[i]} as row {row} of shard "
+                f"{self.manifest.shards[shard].name}, whose index has another there; see `lewm shards verify`"
+            )
+        return index, row
 
     def _open_index(self, shard: int) -> ShardIndex:
         info = self.manifest.shards[shard]

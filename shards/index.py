@@ -8,7 +8,7 @@ offsets but not the arrays. The file descriptor is closed at once: processes sha
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -16,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from shards.codec import frame_suffix, npy_bytes
-from shards.members import BLOCK
+from shards.members import BLOCK, MAX_EPISODE_BYTES
+from shards.untrusted import read_json, record
 
 FORMAT_VERSION = 1
 _MAGIC = b"ARROW1\0\0"
+_FAR = np.uint64(2**64 - 1)
 
 _SCHEMA = pa.schema(
     [
@@ -42,6 +44,16 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
+class _Header:
+    """What the schema's metadata says of the shard."""
+
+    format_version: int
+    encoding: str
+    tar_bytes: int
+    tar_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """What the index says of one episode. `frames` and `members` are (suffix, offset, size) in tar order; `info` is the
     text of the json member; pixel sums are per channel over the frames as they were before encoding."""
@@ -60,8 +72,8 @@ class Row:
 
 def index_bytes(rows: Sequence[Row], encoding: str, tar_bytes: int, tar_sha256: str) -> bytes:
     """The index file of a shard whose frames are encoded as `encoding` (`codec.encoding_name`)."""
-    header = {"format_version": FORMAT_VERSION, "encoding": encoding, "tar_bytes": tar_bytes, "tar_sha256": tar_sha256}
-    schema = _SCHEMA.with_metadata({"lewm": json.dumps(header, sort_keys=True)})
+    header = _Header(FORMAT_VERSION, encoding, tar_bytes, tar_sha256)
+    schema = _SCHEMA.with_metadata({"lewm": json.dumps(asdict(header), sort_keys=True)})
     columns = {
         "key": [row.key for row in rows],
         "length": [len(row.reward) for row in rows],
@@ -89,13 +101,16 @@ class ShardIndex:
         self.path = path
         self._batch = open_ipc(path, _SCHEMA)
         try:
-            header = json.loads((self._batch.schema.metadata or {})[b"lewm"])
-            version, self.encoding = header["format_version"], str(header["encoding"])
-            self.tar_bytes, self.tar_sha256 = int(header["tar_bytes"]), str(header["tar_sha256"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a shard index: its lewm metadata is missing or malformed") from error
-        if version != FORMAT_VERSION:
-            raise ValueError(f"{path}: index format {version!r}; this program reads format {FORMAT_VERSION}")
+            header = record(_Header, read_json((self._batch.schema.metadata or {})[b"lewm"]))
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{path}: not a shard index: its lewm metadata is missing or malformed: {error}"
+            ) from error
+        if header.format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path}: index format {header.format_version}; this program reads format {FORMAT_VERSION}"
+            )
+        self.encoding, self.tar_bytes, self.tar_sha256 = header.encoding, header.tar_bytes, header.tar_sha256
         self.lengths = _numbers(self._batch.column("length")).astype(np.int64)
         self._lists = {f.name: _List(self._batch.column(f.name)) for f in _SCHEMA if pa.types.is_list(f.type)}
         self.action_size = self._check()
@@ -161,7 +176,7 @@ class ShardIndex:
     def foreign_members(self, i: int) -> dict[str, bytes]:
         """What the tar of a foreign sample lacks: its `json`, which always comes from here, and the arrays that have no
         member. Empty for a sample of our own."""
-        if not json.loads(self.info(i))["info"].get("sample"):
+        if not read_json(self.info(i))["info"].get("sample"):
             return {}
         arrays = {"reward.npy": self.reward(i), "state.npy": self.state(i)}
         there = self._batch.column("member_suffix")[i].as_py()
@@ -195,7 +210,22 @@ class ShardIndex:
             if outside.any():
                 at = int(offset[outside.argmax()])
                 raise ValueError(f"{self.path}: a {kind} at byte {at} is outside the tar of {self.tar_bytes} bytes")
+        self._check_spans()
         return int(actions[0])
+
+    def _check_spans(self) -> None:
+        """ValueError where an episode's members lie too far apart to be read at once, or among another's."""
+        begin, end = np.full(len(self), _FAR), np.zeros(len(self), np.uint64)
+        for kind in ("frame", "member"):
+            offset, size = self._lists[f"{kind}_offset"], self._lists[f"{kind}_size"]
+            begin = np.minimum(begin, offset.reduced(np.minimum, offset.values, _FAR))
+            end = np.maximum(end, offset.reduced(np.maximum, offset.values + size.values, np.uint64(0)))
+        for name, wrong in (
+            ("spans too many bytes", end - begin > MAX_EPISODE_BYTES),
+            ("begins before the one before it ends", np.append(False, begin[1:] < end[:-1])),
+        ):
+            if wrong.any():
+                raise ValueError(f"{self.path}: episode {self.keys[int(wrong.argmax())]} {name}: the index is damaged")
 
 
 class _List:
@@ -206,6 +236,14 @@ class _List:
         values = column.values
         self.values = np.empty(0) if pa.types.is_string(values.type) else _numbers(values)
         self.counts = np.diff(self._begin).astype(np.int64)
+
+    def reduced(self, ufunc: np.ufunc, values: np.ndarray, empty: np.uint64) -> np.ndarray:
+        """A reduction (rows,) of a flat array that goes with the list's values; `empty` for a row without any."""
+        result = np.full(len(self.counts), empty)
+        rows = np.flatnonzero(self.counts)
+        if len(rows):
+            result[rows] = ufunc.reduceat(values, self._begin[rows])
+        return result
 
     def __getitem__(self, i: int) -> np.ndarray:
         if i < 0:

@@ -14,15 +14,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 
 from shards.atomic import file_sha256, write_atomically
-from shards.codec import parse_columns, parse_metadata
+from shards.codec import MAX_SIZE, parse_metadata
 from shards.episode import StateColumn
 from shards.index import FORMAT_VERSION, ShardIndex, ipc_bytes
 from shards.split import SPLITS, split_of
 from shards.statistics import Statistics, statistics_of
+from shards.untrusted import read_json, record
 from shards.writer import ShardInfo, check_shard_name, shard_paths
 
 MANIFEST, EPISODES = "manifest.json", "episodes.arrow"
@@ -39,6 +39,7 @@ EPISODES_SCHEMA = pa.schema(
 
 _CHECKSUM = re.compile(rb'\A\{\n  "checksum": "([0-9a-f]{64})",\n')
 _NO_CHECKSUM = "0" * 64
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +213,9 @@ def _common(directory: Path, names: list[str], indexes: list[ShardIndex]) -> Com
 
 def to_bytes(manifest: Manifest) -> bytes:
     """The manifest file. Its checksum is the sha256 of the file with 64 zeros in the checksum's place."""
-    record = asdict(manifest)
-    record["statistics"] = {name: values.tolist() for name, values in record["statistics"].items()}
-    text = json.dumps({"checksum": _NO_CHECKSUM, **record}, indent=2, allow_nan=False) + "\n"
+    values = asdict(manifest)
+    values["statistics"] = {name: array.tolist() for name, array in values["statistics"].items()}
+    text = json.dumps({"checksum": _NO_CHECKSUM, **values}, indent=2, allow_nan=False) + "\n"
     return text.replace(_NO_CHECKSUM, hashlib.sha256(text.encode()).hexdigest(), 1).encode()
 
 
@@ -230,22 +231,39 @@ def load(directory: Path | str) -> Manifest:
     match = _CHECKSUM.match(data)
     if not match or hashlib.sha256(data.replace(match[1], _NO_CHECKSUM.encode(), 1)).hexdigest() != match[1].decode():
         raise ValueError(f"{path} is damaged: its checksum does not hold; assemble it again with `lewm collect`")
-    record = json.loads(data)
-    if record["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"{path} has format {record['format_version']}; this program reads format {FORMAT_VERSION}")
     try:
-        return _from_record(record)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is malformed: {error!r}") from error
+        found = read_json(data)
+        if found["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"it has format {found['format_version']}; this program reads format {FORMAT_VERSION}")
+        del found["checksum"]
+        return _checked(record(Manifest, found))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
 
 
-def _from_record(record: dict[str, Any]) -> Manifest:
-    del record["checksum"]
-    common: dict[str, Any] = record["common"]
-    common["columns"] = parse_columns(common["columns"])
-    record["common"] = Common(**common)
-    record["statistics"] = Statistics(**{k: np.array(v, np.float64) for k, v in record["statistics"].items()})
-    record["shards"] = tuple(ShardInfo(**shard) for shard in record["shards"])
-    for shard in record["shards"]:
-        check_shard_name(shard.name)
-    return Manifest(**record)
+def _checked(manifest: Manifest) -> Manifest:
+    """The manifest, if its fields agree with each other; ValueError for one that no writer makes."""
+    common, shards, statistics = manifest.common, manifest.shards, manifest.statistics
+    names = [check_shard_name(shard.name) for shard in shards]
+    digests = [manifest.digest, manifest.episodes_sha256]
+    digests += [digest for shard in shards for digest in (shard.tar_sha256, shard.index_sha256)]
+    for digest in digests:
+        if not _SHA256.fullmatch(digest):
+            raise ValueError(f"{digest[:80]!r} is no sha256")
+    if not (1 <= common.size <= MAX_SIZE and common.action_repeat >= 1 and common.dt > 0 and common.action_size >= 1):
+        raise ValueError(f"size, action_repeat, dt or action_size is impossible: {common}")
+    sizes = {"pixel": 3, "action": common.action_size, "state": len(common.columns)}
+    for name, values in asdict(statistics).items():
+        if len(values) != sizes[name.split("_")[0]] or (name.endswith("std") and (values <= 0).any()):
+            raise ValueError(f"statistics.{name} has another length than the episodes, or a deviation that is not > 0")
+    counts = {
+        "shards": names == sorted(set(names)) and len(names) > 0,
+        "n_episodes": manifest.n_episodes == sum(shard.episodes for shard in shards) > 0,
+        "n_steps": manifest.n_steps == sum(shard.steps for shard in shards),
+        "n_frames": manifest.n_frames == manifest.n_steps + manifest.n_episodes,
+        "splits": tuple(manifest.splits) == SPLITS and sum(manifest.splits.values()) == manifest.n_episodes,
+    }
+    for name, agrees in counts.items():
+        if not agrees:
+            raise ValueError(f"{name} disagrees with the shards that are listed")
+    return manifest

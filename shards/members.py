@@ -17,6 +17,8 @@ BLOCK = 512
 _END = bytes(BLOCK)
 LIMITS = {"jpg": 64 << 20, "npy": 256 << 20, "json": 1 << 20}
 """Known member types and the most bytes that a member may have."""
+MAX_EPISODE_BYTES = 4 << 30
+"""Most bytes that an episode may have: in its tar, and again as decoded frames."""
 MAX_STEPS = 99_999
 MAX_KEY = 88
 """A ustar name has 100 bytes; the longest suffix is `.action.npy`."""
