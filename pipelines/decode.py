@@ -26,20 +26,24 @@ from pipelines.staging import HostSlot, make_slots
 from pipelines.windows import WindowSpec
 from shards.codec import frame_suffix, read_npy
 from shards.members import LIMITS
+from shards.mirror import origin_of
 
 _AHEAD = 8
 """Windows whose members are read at a time."""
 _LIMIT = LIMITS["jpg"]
 _NPY = 0x93
 """First byte of an npy file. A JPEG begins with another."""
-_UNREADABLE = {errno.ENOENT, errno.EIO}
+UNREADABLE = {errno.ENOENT, errno.EIO}
+"""What an OSError says of a file that is not there or cannot be read, for which waiting is no help."""
 
 
 class DamagedEpisodeError(ValueError):
     """A frame that cannot be read or decoded: `shard` is the tar's path, `episode` the key, `member` its name in it."""
 
     def __init__(self, shard: Path, episode: str, member: str, reason: str) -> None:
-        super().__init__(f"{shard}: episode {episode}: member {member} is damaged: {reason} (see `lewm shards verify`)")
+        super().__init__(
+            f"{origin_of(shard)}: episode {episode}: member {member} is damaged: {reason} (see `lewm shards verify`)"
+        )
         self.shard, self.episode, self.member = shard, episode, member
 
 
@@ -72,7 +76,7 @@ class FrameReader:
         try:
             views = self._reader.read(episode.path, episode.offset[steps].tolist(), sizes)
         except OSError as error:
-            if error.errno not in _UNREADABLE:
+            if error.errno not in UNREADABLE:
                 raise
             raise self._damaged(episode, steps, 0, str(error)) from error
         return _Fetched(episode, steps, sizes, views)

@@ -2,19 +2,17 @@
 
 `<cache>/frames/<digest>.u8` is 4096 bytes of header, JSON padded with spaces, and then the pixels of all frames, uint8,
 episode after episode in canonical order: a copy of memory takes the place of decoding. The digest names the content, so
-that a file is never out of date. It is written under a temporary name and renamed when it is whole, by one process that
-holds a lock while the others wait; a killed writer's leftovers are removed by the next. The cache directory is bounded:
-files that were used longest ago make room.
+that a file is never out of date, and it is checked while the file is written: every episode's bytes against the index,
+and all of them against the digest. One process writes, under a temporary name, while the others wait; the file makes
+room for itself, as the shards of buckets do (`shards.cache`).
 
 64 px frames take 12 KB each instead of 2 to 3, 224 px frames 151 KB instead of 17.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,24 +20,21 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.decode import FrameReader
+from pipelines.decode import UNREADABLE, DamagedEpisodeError, decode_into
 from pipelines.episodes import EpisodeTable
-from shards.atomic import TMP_SUFFIX, publish, temporary
-from shards.cache import cache_directory
+from shards.atomic import publish, temporary
+from shards.cache import CacheError, cache_directory, locked, reserve, touch
+from shards.codec import frame_suffix
 from shards.dataset import Dataset
 
 _log = logging.getLogger(__name__)
 
 _HEADER = 4096
-_RESERVE = 1 << 30
-"""Bytes of a disk that the cache leaves free."""
+_ATTEMPTS = 3
+"""How often a file is written that others remove before it can be mapped."""
 _CHUNK = 64
 """Frames decoded at a time."""
 _LOG_SECONDS = 5.0
-
-
-class CacheError(ValueError):
-    """The decoded frames cannot be kept: too little disk or too low a limit."""
 
 
 def frames_path(dataset: Dataset) -> Path:
@@ -54,46 +49,46 @@ def decoded_bytes(dataset: Dataset) -> int:
 
 def is_cached(dataset: Dataset) -> bool:
     """Whether a dataset's decoded frames are there."""
-    path = frames_path(dataset)
-    return path.exists() and _is_whole(path, dataset)
+    return _is_whole(frames_path(dataset), dataset)
 
 
-def map_frames(dataset: Dataset, *, threads: int, limit: int) -> np.ndarray:
+def map_frames(dataset: Dataset, *, threads: int) -> np.ndarray:
     """All frames of a dataset (frames, h, w, 3) uint8, read-only, mapped; decoded first where that was not yet done.
 
-    `limit` is the most bytes that the cache's frames may take. CacheError when they do not fit, DamagedEpisodeError
-    when a frame cannot be decoded.
+    CacheError when they do not fit, DamagedEpisodeError when a frame cannot be decoded or is not what it was.
     """
     path = frames_path(dataset)
-    if not is_cached(dataset):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(path.with_suffix(".lock")):
-                if not is_cached(dataset):
-                    _build(path, dataset, threads, limit)
-        except OSError as error:
-            raise CacheError(
-                f"the decoded frames of {dataset.path} cannot be written to {path}: {error}: "
-                f"set LEWM_CACHE to another directory, or stream"
-            ) from error
-    # The time of the last use. A directory of somebody else's may be read-only.
-    with contextlib.suppress(PermissionError):
-        os.utime(path)
     shape = (int(dataset.lengths.sum()) + len(dataset), dataset.size, dataset.size, 3)
-    return np.memmap(path, np.uint8, "r", _HEADER, shape).view(np.ndarray)
+    for _ in range(_ATTEMPTS):
+        if not is_cached(dataset):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with locked(path):
+                    if not is_cached(dataset):
+                        _build(path, dataset, threads)
+            except OSError as error:
+                raise CacheError(
+                    f"the decoded frames of {dataset.location} cannot be written to {path}: {error}: "
+                    f"set LEWM_CACHE to another directory, or stream"
+                ) from error
+        with contextlib.suppress(FileNotFoundError):  # removed, to make room, since
+            frames = np.memmap(path, np.uint8, "r", _HEADER, shape).view(np.ndarray)
+            touch(path)
+            return frames
+    raise CacheError(f"{path} was removed as often as it was written: raise LEWM_CACHE_GB, or stream")
 
 
 def decode_all(
     table: EpisodeTable, sink: Callable[[int, np.ndarray], None], *, threads: int, name: str = "decoding frames"
 ) -> None:
     """Decode every frame of a table's episodes: `sink(first, images)` gets them, `first` counted through the episodes,
-    in no order, from several threads, in memory that is used again. DamagedEpisodeError as soon as there is one."""
+    in no order, from several threads, in memory that is used again. DamagedEpisodeError as soon as there is an episode
+    whose bytes do not have their sha256, or a frame that cannot be decoded."""
     firsts = np.cumsum(table.lengths + 1) - (table.lengths + 1)
     order = iter(np.argsort(table.shards(), kind="stable").tolist())
     lock, stop = threading.Lock(), threading.Event()
     errors: list[BaseException] = []
     done, total = 0, int(table.lengths.sum()) + len(table.lengths)
-    reader = FrameReader(table)
 
     def work() -> None:
         nonlocal done
@@ -104,13 +99,12 @@ def decode_all(
                     at = next(order, None)
                 if at is None:
                     return
-                frames, episode = int(table.lengths[at]) + 1, table.arrays(int(table.numbers[at]))
-                for begin in range(0, frames, _CHUNK):
-                    count = min(_CHUNK, frames - begin)
-                    reader.decode(reader.fetch(episode, slice(begin, begin + count)), images)
+                for begin, count in _decode_episode(*table.locate(int(table.numbers[at])), images):
                     sink(int(firsts[at]) + begin, images[:count])
                     with lock:
                         done += count
+                    if stop.is_set():
+                        return
         except BaseException as error:
             errors.append(error)
             stop.set()
@@ -130,54 +124,54 @@ def decode_all(
         stop.set()
         for worker in workers:
             worker.join()
-        reader.close()
     if errors:
         raise errors[0]
     _log.info("%s: %d in %.1f s", name, total, time.monotonic() - began)
 
 
-def _build(path: Path, dataset: Dataset, threads: int, limit: int) -> None:
-    need = _HEADER + decoded_bytes(dataset)
-    for leftover in path.parent.glob(f"{path.name}.*{TMP_SUFFIX}"):
-        leftover.unlink()
-    _make_room(path.parent, dataset, need, limit)
+def _decode_episode(dataset: Dataset, i: int, images: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Decode the frames of an episode into `images`, as many as there is room for at a time: (first, count) of each
+    time. DamagedEpisodeError, at the end at the latest, when its bytes are not what they were."""
+    key, frames = dataset.keys[i], int(dataset.lengths[i]) + 1
+    member = frame_suffix(0, dataset.manifest.common.encoding)
+    try:
+        members = dataset.members(i)
+        views = dict(members)
+        for begin in range(0, frames, len(images)):
+            count = min(len(images), frames - begin)
+            for step in range(begin, begin + count):
+                member = frame_suffix(step, dataset.manifest.common.encoding)
+                decode_into(views[member], images[step - begin])
+            yield begin, count
+        member = "*"
+        dataset.check_members(i, members)
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in UNREADABLE:
+            raise
+        raise DamagedEpisodeError(dataset.frame_members(i).path, key, f"{key}.{member}", str(error)) from error
+
+
+def _build(path: Path, dataset: Dataset, threads: int) -> None:
     row = dataset.size**2 * 3
     tmp = temporary(path)
-    descriptor = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        _write(descriptor, memoryview(_header(dataset)), 0)
-        decode_all(
-            EpisodeTable(dataset, None),
-            lambda first, images: _write(descriptor, images.data.cast("B"), _HEADER + first * row),
-            threads=threads,
-            name=f"decoding the frames of {dataset.path} into {path}",
-        )
-        os.fsync(descriptor)
-        publish(tmp, path)
+        file = reserve(tmp, _HEADER + decoded_bytes(dataset))
+    except CacheError as error:
+        raise CacheError(f"the decoded frames of {dataset.location} do not fit: {error}, or stream") from error
+    try:
+        with file:
+            _write(file.fileno(), memoryview(_header(dataset)), 0)
+            decode_all(
+                EpisodeTable(dataset, None),
+                lambda first, images: _write(file.fileno(), images.data.cast("B"), _HEADER + first * row),
+                threads=threads,
+                name=f"decoding the frames of {dataset.location} into {path}",
+            )
+            dataset.check_digest()
+            os.fsync(file.fileno())
+            publish(tmp, path)
     finally:
-        os.close(descriptor)
         tmp.unlink(missing_ok=True)
-
-
-def _make_room(directory: Path, dataset: Dataset, need: int, limit: int) -> None:
-    """Remove the files used longest ago until `need` bytes fit; CacheError when they cannot."""
-    what = f"the decoded frames of {dataset.path} take {need / 1e9:.1f} GB"
-    if need > limit:
-        raise CacheError(f"{what}, over the limit of {limit / 1e9:.1f} GB for the cache: raise cache_gb or stream")
-    kept = sorted(((path.stat(), path) for path in directory.glob("*.u8")), key=lambda each: each[0].st_mtime)
-    held = sum(stat.st_size for stat, _ in kept)
-    for stat, path in kept:
-        if held + need <= limit and shutil.disk_usage(directory).free >= need + _RESERVE:
-            break
-        _log.info("removing %s, last used %s, to make room", path, time.ctime(stat.st_mtime))
-        path.unlink(missing_ok=True)
-        held -= stat.st_size
-    free = shutil.disk_usage(directory).free
-    if free < need + _RESERVE:
-        raise CacheError(
-            f"{what}, but {directory} has {free / 1e9:.1f} GB free, of which {_RESERVE / 1e9:.1f} stay so: "
-            f"set LEWM_CACHE to a larger disk, or stream"
-        )
 
 
 def _header(dataset: Dataset) -> bytes:
@@ -187,27 +181,15 @@ def _header(dataset: Dataset) -> bytes:
 
 
 def _is_whole(path: Path, dataset: Dataset) -> bool:
-    with path.open("rb") as file:
-        header = file.read(_HEADER)
-        return header == _header(dataset) and os.fstat(file.fileno()).st_size == _HEADER + decoded_bytes(dataset)
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER)
+            return header == _header(dataset) and os.fstat(file.fileno()).st_size == _HEADER + decoded_bytes(dataset)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; it ends with the process, however that ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("another process is writing %s: waiting for it", path.with_suffix(".u8"))
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -55,11 +55,9 @@ class LoaderConfig:
     tier: Tier = "stream"
     """Where frames come from: decoded when needed, mapped from a cache of decoded frames, resident on the device (which
     may be the CPU), or the best of these that fits (auto)."""
-    cache_gb: int = 100
-    """Most that the cache's decoded frames may take, over all datasets; those used longest ago make room."""
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 1), ("prefetch", 1), ("max_damaged", 0), ("cache_gb", 1)):
+        for name, least in (("threads", 1), ("prefetch", 1), ("max_damaged", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"loader {name} is {getattr(self, name)}; use at least {least}")
         if self.damaged not in ("raise", "skip"):
@@ -294,7 +292,6 @@ class Loader:
             self._device,
             with_state=self._shape.state_size > 0,
             threads=self.config.threads,
-            cache_limit=self.config.cache_gb * 10**9,
         )
         self._tier = self._source.tier
         return self._source

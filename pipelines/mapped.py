@@ -22,9 +22,9 @@ class MappedWindows:
 
     tier = "memmap"
 
-    def __init__(self, table: EpisodeTable, spec: WindowSpec, *, with_state: bool, threads: int, limit: int) -> None:
+    def __init__(self, table: EpisodeTable, spec: WindowSpec, *, with_state: bool, threads: int) -> None:
         self._table, self._spec = table, spec
-        self._frames = [map_frames(dataset, threads=threads, limit=limit) for dataset in table.datasets]
+        self._frames = [map_frames(dataset, threads=threads) for dataset in table.datasets]
         # A file holds all episodes of its dataset, those of other splits too.
         self._first = [first_frames(dataset.lengths) for dataset in table.datasets]
         self._columns = FlatColumns(table, with_state)

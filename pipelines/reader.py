@@ -56,6 +56,8 @@ class ShardReader:
             return file
         opened = open_file(path)  # it may take a download, for which other threads need not wait
         with self._lock:
+            for other in [other for other, file in self._files.items() if file.removed]:
+                del self._files[other]  # removed from the cache for the new one's sake, and only now from the disk
             if path not in self._files and len(self._files) >= self._max_open:
                 del self._files[next(iter(self._files))]
             return self._files.setdefault(path, opened)

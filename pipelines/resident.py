@@ -136,7 +136,7 @@ def _load(table: EpisodeTable, frames: Tensor, threads: int) -> None:
     if not all(is_cached(dataset) for dataset in table.datasets):
         decode_all(table, put, threads=threads, name=f"decoding frames into the memory of {frames.device}")
         return
-    files = [map_frames(dataset, threads=threads, limit=0) for dataset in table.datasets]
+    files = [map_frames(dataset, threads=threads) for dataset in table.datasets]
     begins = [first_frames(dataset.lengths) for dataset in table.datasets]
     places = zip(*table.datasets_of(table.numbers), first_frames(table.lengths), table.lengths, strict=True)
     for dataset, i, first, steps in places:

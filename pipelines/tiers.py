@@ -43,7 +43,6 @@ def open_source(
     *,
     with_state: bool,
     threads: int,
-    cache_limit: int,
 ) -> WindowSource:
     """The windows of a table on a tier, frames decoded first where the tier needs them so; logged.
 
@@ -55,7 +54,7 @@ def open_source(
         if chosen == "gpu":
             source = ResidentWindows(table, spec, device, with_state=with_state, threads=threads)
         elif chosen == "memmap":
-            source = MappedWindows(table, spec, with_state=with_state, threads=threads, limit=cache_limit)
+            source = MappedWindows(table, spec, with_state=with_state, threads=threads)
     except DamagedEpisodeError as error:
         _log.warning("streaming, because a frame cannot be decoded ahead: %s", error)
     except CacheError as error:

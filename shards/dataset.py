@@ -19,8 +19,8 @@ from shards.atomic import file_sha256
 from shards.codec import decode, parse_metadata, sample_sha256
 from shards.episode import Episode, EpisodeInfo, StateColumn
 from shards.index import ShardIndex, open_ipc
-from shards.manifest import EPISODES, EPISODES_SCHEMA, Manifest, load
-from shards.mirror import open_file, open_mirror, present
+from shards.manifest import EPISODES, EPISODES_SCHEMA, Manifest, digest_of, load
+from shards.mirror import open_file, open_mirror, origin_of, present
 from shards.remote import is_remote
 from shards.split import SPLITS, Split
 from shards.writer import shard_paths
@@ -140,16 +140,36 @@ class Dataset:
         index, row = self._find(i)
         return FrameMembers(index.tar, *index.frames(row))
 
+    def members(self, i: int) -> list[tuple[str, memoryview]]:
+        """The members (suffix, bytes) of episode i in tar order, with one read, unchecked; ValueError when the tar is
+        cut off, OSError when it cannot be read."""
+        return read_members(*self._find(i))
+
+    def check_members(self, i: int, members: Sequence[tuple[str, memoryview]]) -> None:
+        """ValueError when the bytes of episode i do not have its sha256."""
+        index, row = self._find(i)
+        if sample_sha256(members) != index.sha256(row):
+            raise ValueError("its bytes do not have its sha256")
+
+    def check_digest(self) -> None:
+        """ValueError when the episodes' checksums do not have the dataset's digest. Reads every index."""
+        indexed = (self._find(i) for i in range(len(self)))
+        digest = digest_of((key, index.sha256(row)) for key, (index, row) in zip(self.keys[:], indexed, strict=True))
+        if digest != self.digest:
+            raise ValueError(
+                f"the manifest of {self.location} claims digest {self.digest[:12]}, its episodes have {digest[:12]}; "
+                f"see `lewm shards verify`"
+            )
+
     def read_episode(self, i: int) -> Episode:
         """Episode i whole, with one read of the tar; ValueError naming shard and episode when it is damaged."""
         index, row = self._find(i)
         try:
-            members = read_members(index, row)
-            if sample_sha256(members) != index.sha256(row):
-                raise ValueError("its bytes do not have its sha256")
+            members = self.members(i)
+            self.check_members(i, members)
             return decode(self.keys[i], {**dict(members), **index.foreign_members(row)})
         except (ValueError, OSError) as error:
-            raise ValueError(f"{index.tar}: episode {self.keys[i]} is damaged: {error}") from error
+            raise ValueError(f"{origin_of(index.tar)}: episode {self.keys[i]} is damaged: {error}") from error
 
     def _find(self, i: int) -> tuple[ShardIndex, int]:
         if not 0 <= i < len(self):
@@ -169,7 +189,9 @@ class Dataset:
         info = self.manifest.shards[shard]
         path = present(shard_paths(self.path, info.name)[1])
         if not path.exists() or file_sha256(path) != info.index_sha256:
-            raise ValueError(f"{path} is missing or is not the index that the manifest names; see `lewm shards verify`")
+            raise ValueError(
+                f"{origin_of(path)} is missing or is not the index that the manifest names; see `lewm shards verify`"
+            )
         return ShardIndex.open(path)
 
 

@@ -228,9 +228,14 @@ def load(directory: Path | str) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         have = "has shards but no manifest (an unfinished collection)" if committed(directory) else "is not a dataset"
         raise ValueError(f"{directory} {have}: there is no {MANIFEST}; `lewm collect` writes one") from None
+    return parse(data, str(path))
+
+
+def parse(data: bytes, name: str) -> Manifest:
+    """The manifest of a file's bytes; ValueError, which names the file, as `load`."""
     match = _CHECKSUM.match(data)
     if not match or hashlib.sha256(data.replace(match[1], _NO_CHECKSUM.encode(), 1)).hexdigest() != match[1].decode():
-        raise ValueError(f"{path} is damaged: its checksum does not hold; assemble it again with `lewm collect`")
+        raise ValueError(f"{name} is damaged: its checksum does not hold; assemble it again with `lewm collect`")
     try:
         found = read_json(data)
         if found["format_version"] != FORMAT_VERSION:
@@ -238,7 +243,7 @@ def load(directory: Path | str) -> Manifest:
         del found["checksum"]
         return _checked(record(Manifest, found))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
+        raise ValueError(f"{name} cannot be used: {error}") from error
 
 
 def _checked(manifest: Manifest) -> Manifest:

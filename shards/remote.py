@@ -5,9 +5,11 @@ S3). What fails for a while is tried again, up to `ATTEMPTS` times with growing,
 allowed is not. A response shorter than what was asked for counts as a failure. `gs://` is the same code, untested.
 """
 
+import errno
 import hashlib
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,11 @@ ATTEMPTS = 6
 _PAUSE = 0.1
 """Seconds before the second attempt; each further pause is twice as long, and a random half to all of it is waited."""
 _CHUNK = 8 << 20
+_REFUSED = re.compile(
+    "ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE|UNRECOGNIZED_CLIENT|"
+    "AUTHENTICATION_TOKEN|EXPIRED_TOKEN|HTTP status 40[013]"
+)
+"""What an answer says that will be the same the next time."""
 _TIMEOUT = 20.0
 """Seconds without an answer after which a request has failed."""
 
@@ -72,25 +79,20 @@ class Remote:
         return self._retry(name, once)
 
     def download(self, name: str, file: IO[bytes], size: int, sha256: str) -> None:
-        """Write an object to the beginning of a file. A part that does not come is asked for again; OSError when the
-        object has not the size and sha256 that it should have, also after all attempts."""
-
-        def once() -> None:
+        """Write an object to the beginning of a file, part by part. OSError (EIO) when the object has not the size and
+        sha256 that it should have, also at the second time."""
+        for attempt in (1, 2):
             file.seek(0)
             digest, at = hashlib.sha256(), 0
-            while at < size:
-                data = self.read(name, at, min(_CHUNK, size - at))
-                if not data:
-                    break
+            while at < size and (data := self.read(name, at, min(_CHUNK, size - at))):
                 digest.update(data)
                 file.write(data)
                 at += len(data)
-            if at != size:
-                raise OSError(f"it has {at} bytes, not {size}")
-            if digest.hexdigest() != sha256:
-                raise OSError("its bytes do not have its sha256")
-
-        self._retry(name, once, attempts=2)
+            if at == size and digest.hexdigest() == sha256:
+                return
+            if attempt == 2:
+                wrong = "its bytes do not have its sha256" if at == size else f"it has {at} bytes, not {size}"
+                raise _error(OSError, f"{self._place(name)}: {wrong}", errno.EIO)
 
     def upload(self, path: Path, name: str) -> None:
         """Store a file as an object. Nobody sees a part of it: an object appears when it is complete."""
@@ -102,18 +104,39 @@ class Remote:
 
         self._retry(name, once)
 
-    def _retry(self, name: str, call: Callable[[], Result], attempts: int = ATTEMPTS) -> Result:
-        place = f"{self.uri}/{name}" if name else self.uri
-        for attempt in range(attempts):
+    def write(self, name: str, data: bytes) -> None:
+        """Store bytes as an object."""
+
+        def once() -> None:
+            with self._fs.open_output_stream(f"{self._root}/{name}") as target:
+                target.write(data)
+
+        self._retry(name, once)
+
+    def _place(self, name: str) -> str:
+        return f"{self.uri}/{name}" if name else self.uri
+
+    def _retry(self, name: str, call: Callable[[], Result]) -> Result:
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 return call()
-            except (FileNotFoundError, PermissionError) as error:
-                raise type(error)(f"{place}: {_first_line(error)}") from error
             except OSError as error:
-                if attempt == attempts - 1:
-                    raise OSError(f"{place}: {_first_line(error)} ({attempts} attempts)") from error
-            time.sleep(_PAUSE * 2**attempt * random.uniform(0.5, 1.0))
+                text = f"{self._place(name)}: {_first_line(error)}"
+                if isinstance(error, FileNotFoundError):
+                    raise _error(FileNotFoundError, text, errno.ENOENT) from error
+                if isinstance(error, PermissionError) or _REFUSED.search(str(error)):
+                    raise _error(PermissionError, text, errno.EACCES) from error
+                if attempt == ATTEMPTS:
+                    raise OSError(f"{text} ({ATTEMPTS} attempts)") from error
+            time.sleep(_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
+
+
+def _error(kind: type[OSError], text: str, number: int) -> OSError:
+    """An OSError whose text is `text` alone."""
+    error = kind(text)
+    error.errno = number
+    return error
 
 
 def _s3() -> Any:

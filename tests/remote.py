@@ -15,7 +15,7 @@ import pytest
 
 BUCKET = "lewm-test"
 Fault = Callable[[str, str], str | None]
-"""(method, path of the request) to "error", "reset", "truncate" or None."""
+"""(method, path of the request) to "error", "forbid", "reset", "truncate" or None."""
 
 
 class FaultyProxy(ThreadingHTTPServer):
@@ -44,8 +44,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         proxy.requests.append((self.command, self.path, self.headers.get("Range", "")))
         fault = proxy.fault(self.command, self.path)
-        if fault == "error":
-            self.send_response(500)
+        if fault in ("error", "forbid"):
+            self.send_response(500 if fault == "error" else 403)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return

@@ -284,7 +284,7 @@ class PushArgs:
 
 
 def push(args: PushArgs) -> None:
-    from shards.mirror import push
+    from shards.push import push
 
     with _Progress("push", "files") as bar:
         sent = push(absolute(args.directory), args.uri, bar.update)

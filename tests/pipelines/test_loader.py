@@ -283,7 +283,7 @@ def test_impossible_arguments_are_refused(dataset, keywords, message):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("threads", 0), ("prefetch", 0), ("max_damaged", -1), ("damaged", "ignore"), ("tier", "disk"), ("cache_gb", 0)],
+    [("threads", 0), ("prefetch", 0), ("max_damaged", -1), ("damaged", "ignore"), ("tier", "disk")],
 )
 def test_impossible_configs_are_refused(field, value):
     with pytest.raises(ValueError, match=f"loader {field} is {value!r}"):

@@ -90,3 +90,15 @@ def test_threads_that_evict_each_others_files_read_the_right_bytes(tmp_path):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_removed_file_is_let_go_with_the_next_opened(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for path in (first, second):
+        path.write_bytes(b"some bytes")
+    reader = ShardReader()
+    reader.read(first, [0], [4])
+    first.unlink()
+    assert bytes(reader.read(first, [5], [5])[0]) == b"bytes"
+    reader.read(second, [0], [4])
+    assert list(reader._files) == [second], "an open descriptor keeps a removed file's bytes on disk"

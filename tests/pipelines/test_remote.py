@@ -7,7 +7,7 @@ from pipelines.loader import Loader
 from pipelines.windows import WindowSpec
 from shards import mirror
 from shards.dataset import Dataset
-from shards.mirror import push
+from shards.push import push
 from tests.helpers import make_dataset
 from tests.remote import BUCKET, bucket_server
 

@@ -98,7 +98,7 @@ def test_the_tier_and_its_hits_are_reported(datasets, tier, caplog):
 
 def test_resident_frames_come_from_the_cache_where_they_are(datasets, monkeypatch):
     dataset = datasets[0]
-    map_frames(dataset, threads=1, limit=10**12)
+    map_frames(dataset, threads=1)
     expected = naive.global_batches(dataset, SPEC, 4, batch_size=4, seed=0)
     monkeypatch.setattr(resident, "decode_all", lambda *_, **__: pytest.fail("decoded again"))
     assert naive.same(

@@ -1,6 +1,8 @@
 """Datasets in a bucket, on a real S3 server: the same as on disk, also where answers fail, are cut off or are wrong."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +15,11 @@ import numpy as np
 import pytest
 
 from shards import mirror
-from shards.cache import cache_directory
+from shards.cache import cache_directory, make_room
 from shards.dataset import Dataset
 from shards.manifest import MANIFEST
-from shards.mirror import open_file, open_mirror, present, push
+from shards.mirror import open_file, open_mirror, origin_of, present
+from shards.push import push
 from shards.remote import ATTEMPTS, Remote
 from shards.verify import verify
 from tests.helpers import make_dataset
@@ -197,7 +200,7 @@ def test_downloads_under_way_count(proxy, uri, monkeypatch):
     threads = [threading.Thread(target=present, args=(path,)) for path in (first, second)]
     threads[0].start()
     assert reached.wait(60)
-    assert not mirror._make_room(shards[1].tar_bytes), "there is room only once the first is done"
+    assert not make_room(shards[1].tar_bytes).enough, "there is room only once the first is done"
     threads[1].start()
     go_on.set()
     for thread in threads:
@@ -333,3 +336,139 @@ def test_a_pickled_dataset_opens_at_its_uri(proxy, uri):
     dataset = pickle.loads(pickle.dumps(Dataset.open(uri)))
     assert dataset.location == uri
     assert isinstance(dataset.path, Path)
+
+
+def test_what_a_bucket_lacks_is_an_error_and_no_endless_search(proxy, local):
+    place = f"s3://{BUCKET}/sets/lacking"
+    push(local.path, place)
+    Remote(place)._fs.delete_file(f"{BUCKET}/sets/lacking/shards/part-00000.tar")
+    dataset = Dataset.open(place)
+    result = []
+    thread = threading.Thread(target=lambda: result.append(catch(lambda: open_file(dataset.frame_members(0).path))))
+    thread.daemon = True
+    thread.start()
+    thread.join(60)
+    (error,) = result
+    assert isinstance(error, FileNotFoundError)
+    assert (str(error).split(": ")[0], error.errno) == (f"{place}/shards/part-00000.tar", errno.ENOENT)
+    assert len(gets(proxy, ".tar")) <= 1
+
+
+def catch(call):
+    """What a call raises."""
+    try:
+        call()
+    except Exception as error:
+        return error
+
+
+def test_a_file_that_is_always_removed_is_an_error(proxy, uri, monkeypatch):
+    tar = Dataset.open(uri).frame_members(0).path
+    fetched = []
+    monkeypatch.setattr(mirror, "present", lambda path: fetched.append(path))
+    with pytest.raises(OSError, match=rf"{uri}/shards/.*\.tar was removed from the cache as often"):
+        open_file(tar)
+    assert fetched == [tar] * mirror._ATTEMPTS
+
+
+def test_what_is_forbidden_is_said_at_once(proxy):
+    proxy.fault = lambda method, path: "forbid"
+    with pytest.raises(PermissionError, match=rf"s3://{BUCKET}/sets/one/manifest\.json") as caught:
+        Remote(f"s3://{BUCKET}/sets/one").read(MANIFEST)
+    assert caught.value.errno == errno.EACCES
+    assert len(proxy.requests) <= 2
+
+
+def test_no_attempt_is_made_of_attempts(proxy, local, uri):
+    dataset = Dataset.open(uri)
+    proxy.fault = lambda method, path: "error" if path.endswith(".tar") and method == "GET" else None
+    with pytest.raises(OSError, match=f"{ATTEMPTS} attempts"):
+        present(dataset.frame_members(0).path)
+    assert len(gets(proxy, ".tar")) == ATTEMPTS
+
+
+def test_damage_in_a_bucket_is_told_from_its_absence(proxy, local, tmp_path):
+    place = f"s3://{BUCKET}/sets/spoilt"
+    push(local.path, place)
+    path = local.path / "shards" / "part-00000.tar"
+    resend(place, path, path.read_bytes()[:-1] + b"1", tmp_path)
+    error = catch(lambda: present(Dataset.open(place).frame_members(0).path))
+    assert isinstance(error, OSError)
+    assert error.errno == errno.EIO, "which the loader may skip, as it may on a disk"
+    assert str(error).startswith(place)
+
+
+def test_a_changed_dataset_takes_over_what_is_the_same(proxy, tmp_path):
+    place = f"s3://{BUCKET}/sets/grown"
+    directory = make_dataset(tmp_path / "growing", n=4, shard_episodes=2, size=32).path
+    push(directory, place)
+    before = Dataset.open(place)
+    for i in range(len(before)):
+        before.read_episode(i)
+    more = make_dataset(tmp_path / "more", n=6, shard_episodes=2, size=32).path
+    push(more, place)
+    proxy.requests.clear()
+    after = Dataset.open(place)
+    for i in range(len(after)):
+        after.read_episode(i)
+    assert after.path != before.path
+    assert {path.rsplit("/", 1)[1] for path, _ in gets(proxy, ".tar")} == {"part-00004.tar"}
+    assert {path.rsplit("/", 1)[1] for path, _ in gets(proxy, ".arrow")} == {"episodes.arrow", "part-00004.arrow"}
+
+
+def test_what_has_two_names_takes_room_once(proxy, tmp_path, monkeypatch):
+    place = f"s3://{BUCKET}/sets/twice"
+    directory = make_dataset(tmp_path / "growing", n=4, shard_episodes=2, size=32).path
+    push(directory, place)
+    present(Dataset.open(place).frame_members(0).path)
+    push(make_dataset(tmp_path / "more", n=6, shard_episodes=2, size=32).path, place)
+    tar = present(Dataset.open(place).frame_members(0).path)
+    assert tar.stat().st_nlink == 2
+    held = {path.stat().st_ino: path.stat().st_size for path in cache_directory().glob("datasets/*/shards/*")}
+    size = tar.stat().st_size
+    monkeypatch.setenv("LEWM_CACHE_GB", str((sum(held.values()) + size) / 1e9 + 1e-9))
+    assert make_room(size - 1).enough
+    assert tar.exists()
+    assert make_room(2 * size).enough
+    assert not list(cache_directory().glob(f"datasets/*/shards/{tar.name}")), "both names go"
+
+
+def test_what_is_sent_is_the_dataset_of_the_beginning(proxy, tmp_path):
+    """More is collected, and the manifest written anew, while the first shard is on its way."""
+    place = f"s3://{BUCKET}/sets/moving"
+    directory = make_dataset(tmp_path / "moving", n=4, shard_episodes=2, size=32).path
+    digest = Dataset.open(directory).digest
+    more = make_dataset(tmp_path / "more", n=6, shard_episodes=2, size=32).path
+    grown = []
+
+    def grow(done, total):
+        if not grown:
+            for name in ("shards/part-00004.tar", "shards/part-00004.arrow", "episodes.arrow", MANIFEST):
+                shutil.copy(more / name, directory / name)
+        grown.append(done)
+
+    push(directory, place, grow)
+    assert Dataset.open(place).digest == digest != Dataset.open(directory).digest
+    assert verify(place).ok
+
+
+def test_a_damaged_file_is_not_sent(proxy, tmp_path):
+    place = f"s3://{BUCKET}/sets/unsent"
+    directory = make_dataset(tmp_path / "damaged", n=4, shard_episodes=2, size=32).path
+    tar = directory / "shards" / "part-00002.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{tar} is not the file that manifest\.json names"):
+        push(directory, place)
+    with pytest.raises(ValueError, match="is not a dataset"):
+        Dataset.open(place)
+
+
+def test_a_damaged_manifest_is_named_by_its_uri(proxy, local):
+    place = f"s3://{BUCKET}/sets/misnamed"
+    push(local.path, place)
+    Remote(place).write(MANIFEST, (local.path / MANIFEST).read_bytes()[:-3])
+    with pytest.raises(ValueError, match=rf"^{place}/manifest\.json is damaged"):
+        Dataset.open(place)
+    assert origin_of(local.path / MANIFEST) == str(local.path / MANIFEST)
