@@ -2,29 +2,32 @@
 
 Three questions. Is each file the one that its parent names (manifest -> tar, index, episodes.arrow)? Does each index
 describe its tar: the same members at the same places, episodes with their sha256, inline arrays equal to the members?
-Does the manifest describe the committed shards: assembled anew from the indexes, is it the same? Every failure is one
-line that names the file, and the episode where it can. It costs one read of the tars, sha256 of their bytes twice (as
-tar and as episodes) and about 2 us a member, over shards in parallel; frames are not decoded.
+Do manifest and episodes.arrow describe the committed shards: assembled anew from the indexes, are they the same? Every
+failure is one line that names the file, and the episode where it can. It costs one read of the tars and sha256 of their
+bytes twice (as tar and as episodes), over shards in parallel; frames are not decoded.
 """
 
+import errno
 import hashlib
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from io import RawIOBase
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from shards.atomic import TMP_SUFFIX, file_sha256
 from shards.codec import Buffer, parse_metadata, read_npy
-from shards.index import ShardIndex
-from shards.manifest import EPISODES, Manifest, build, load
+from shards.index import ShardIndex, open_ipc
+from shards.manifest import EPISODES, EPISODES_SCHEMA, MANIFEST, Manifest, build, load
 from shards.members import BLOCK, check_member, padded, scan
-from shards.mirror import open_mirror
 from shards.remote import Remote, is_remote
 from shards.writer import ShardInfo, shard_paths
 
@@ -48,18 +51,80 @@ class VerifyReport:
         return not self.problems
 
 
-def verify(directory: Path | str, threads: int = 2) -> VerifyReport:
-    """Check a dataset whole, in a directory or in a bucket.
+def verify(
+    directory: Path | str, threads: int = 2, on_progress: Callable[[int, int], None] | None = None
+) -> VerifyReport:
+    """Check a dataset whole, in a directory or in a bucket; `on_progress(done, total)` counts bytes.
 
-    Of a bucket every byte is fetched anew, whatever the cache holds, into temporary files: `threads` shards at a time.
-    ValueError only when there is neither a manifest nor a shard.
+    Of a bucket every byte is fetched anew, whatever the cache holds, into temporary files: `threads` shards at a time,
+    and all indexes. ValueError only when there is neither a manifest nor a shard; OSError when the bucket does not
+    answer.
     """
-    if is_remote(directory):
-        return _verify_remote(Remote(str(directory)), threads)
-    directory = Path(directory)
+    if not is_remote(directory):
+        return _verify(Path(directory), threads, on_progress, None)
+    with TemporaryDirectory(prefix="lewm-verify-") as place:
+        bucket = _Bucket(Remote(str(directory)), Path(place))
+        report = _verify(bucket.place, threads, on_progress, bucket)
+        named = tuple(problem.replace(place, bucket.remote.uri) for problem in report.problems)
+        return replace(report, directory=bucket.remote.uri, problems=named)
+
+
+class _Bucket:
+    """A bucket's dataset in a directory that never holds more of it than is looked at."""
+
+    def __init__(self, remote: Remote, place: Path) -> None:
+        self.remote, self.place = remote, place
+        self.sizes = remote.names()
+        (place / "shards").mkdir()
+        for name in (MANIFEST, EPISODES):
+            if name in self.sizes:
+                (place / name).write_bytes(remote.read(name))
+
+    def fetch(self, name: str, expected: ShardInfo | None) -> list[str]:
+        """Bring a shard here; what is wrong with what comes."""
+        problems = []
+        wanted = zip(
+            shard_paths(self.place, name),
+            (expected.tar_bytes, expected.index_bytes) if expected else (None, None),
+            (expected.tar_sha256, expected.index_sha256) if expected else (None, None),
+            strict=True,
+        )
+        for path, size, sha256 in wanted:
+            there = self.sizes.get(f"shards/{path.name}")
+            if there is None:
+                continue
+            if size is not None and there > size:
+                problems.append(f"{path} has {there} bytes instead of {size}: it is {_comparison(there, size)}")
+                continue
+            try:
+                with path.open("xb") as file:
+                    self.remote.download(f"shards/{path.name}", file, size or there, sha256)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                problems.append(str(error))
+        return problems
+
+    def forget(self, name: str) -> None:
+        """Keep of a shard what the manifest is made from: its index, and the size of its tar."""
+        tar = shard_paths(self.place, name)[0]
+        if tar.exists():
+            size = tar.stat().st_size
+            os.truncate(tar, 0)
+            os.truncate(tar, size)
+
+
+def _verify(
+    directory: Path, threads: int, on_progress: Callable[[int, int], None] | None, bucket: _Bucket | None
+) -> VerifyReport:
     problems: list[str] = []
     manifest: Manifest | None = None
-    names = {path.stem for path in (directory / "shards").glob("*") if path.suffix in (".tar", ".arrow")}
+    if bucket:
+        sizes = {name.removeprefix("shards/"): n for name, n in bucket.sizes.items() if name.startswith("shards/")}
+    else:
+        sizes = {path.name: path.stat().st_size for path in (directory / "shards").glob("*")}
+    sizes = {name: size for name, size in sizes.items() if name.endswith((".tar", ".arrow"))}
+    names = {name.rpartition(".")[0] for name in sizes}
     try:
         manifest = load(directory)
     except ValueError as error:
@@ -68,12 +133,22 @@ def verify(directory: Path | str, threads: int = 2) -> VerifyReport:
         problems.append(str(error))
     listed = {shard.name: shard for shard in manifest.shards} if manifest else {}
     names |= listed.keys()
+    lock, done, total = threading.Lock(), 0, sum(sizes.values())
 
     def check(name: str) -> list[str]:
+        nonlocal done
         expected = listed.get(name)
         if manifest and not expected:
-            return [f"shard {name} is extra: the manifest does not name it"]
-        return list(_shard_problems(directory, name, expected))
+            return [f"{directory}: shard {name} is extra: the manifest does not name it"]
+        found = bucket.fetch(name, expected) if bucket else []
+        found = found or list(_shard_problems(directory, name, expected))
+        if bucket:
+            bucket.forget(name)
+        with lock:
+            done += sum(sizes.get(path.name, 0) for path in shard_paths(directory, name))
+            if on_progress:
+                on_progress(done, total)
+        return found
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for found in pool.map(check, sorted(names)):
@@ -82,61 +157,14 @@ def verify(directory: Path | str, threads: int = 2) -> VerifyReport:
         problems += _episodes_problems(directory, manifest)
         if not problems:
             problems += _manifest_problems(directory, manifest)
-    there = [path for name in names for path in shard_paths(directory, name) if path.exists()]
     leftovers = sorted(path.name for path in directory.rglob(f"*{TMP_SUFFIX}"))
     return VerifyReport(
         directory=directory,
         shards=len(names),
         episodes=manifest.n_episodes if manifest else 0,
-        bytes=sum(path.stat().st_size for path in there),
+        bytes=total,
         problems=tuple(problems),
         leftovers=tuple(leftovers),
-    )
-
-
-def _verify_remote(remote: Remote, threads: int) -> VerifyReport:
-    """The same of a bucket, but for the manifest against all indexes: it has its own checksum, and names theirs."""
-    manifest, there = load(open_mirror(remote.uri)), remote.names()
-    listed = {shard.name: shard for shard in manifest.shards}
-    found = {Path(name).stem for name in there if name.startswith("shards/") and name.endswith((".tar", ".arrow"))}
-    problems = [f"{remote.uri}: shard {name} is extra: the manifest does not name it" for name in found - listed.keys()]
-
-    def check(shard: ShardInfo) -> list[str]:
-        with TemporaryDirectory(prefix="lewm-verify-") as place:
-            failed: list[str] = []
-            with ExitStack() as files:
-                for path, size, sha256 in zip(
-                    shard_paths(Path(place), shard.name),
-                    (shard.tar_bytes, shard.index_bytes),
-                    (shard.tar_sha256, shard.index_sha256),
-                    strict=True,
-                ):
-                    path.parent.mkdir(exist_ok=True)
-                    name = f"shards/{path.name}"
-                    try:
-                        if there.get(name, 0) > size:
-                            raise OSError(f"{remote.uri}/{name}: it has {there[name]} bytes, not {size}")
-                        remote.download(name, files.enter_context(path.open("xb")), size, sha256)
-                    except OSError as error:
-                        failed.append(str(error))
-            found = failed or _shard_problems(Path(place), shard.name, shard)
-            return [problem.replace(place, remote.uri) for problem in found]
-
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        for lines in pool.map(check, manifest.shards):
-            problems += lines
-    try:
-        if hashlib.sha256(remote.read(EPISODES)).hexdigest() != manifest.episodes_sha256:
-            problems.append(f"{remote.uri}/{EPISODES} is damaged or stale: its sha256 is not the one in the manifest")
-    except OSError as error:
-        problems.append(str(error))
-    return VerifyReport(
-        directory=remote.uri,
-        shards=len(found | listed.keys()),
-        episodes=manifest.n_episodes,
-        bytes=sum(there.get(f"shards/{name}{suffix}", 0) for name in listed for suffix in (".tar", ".arrow")),
-        problems=tuple(sorted(problems)),
-        leftovers=(),
     )
 
 
@@ -303,7 +331,8 @@ def _episodes_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
 def _manifest_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
     """Fields in which the manifest differs from one assembled anew from the shards, which are known to be sound."""
     try:
-        anew, _ = build(directory)
+        anew, episodes = build(directory)
+        yield from _rows_problems(directory / EPISODES, episodes)
     except ValueError as error:
         yield str(error)
         return
@@ -314,3 +343,22 @@ def _manifest_problems(directory: Path, manifest: Manifest) -> Iterator[str]:
         ours, theirs = getattr(manifest.statistics, field.name), getattr(anew.statistics, field.name)
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-9):  # sums may round elsewhere
             yield f"{directory}: the manifest's {field.name} is not that of the shards"
+
+
+def _rows_problems(path: Path, anew: bytes) -> Iterator[str]:
+    """The first row in which `episodes.arrow` is not what the indexes say."""
+    with TemporaryDirectory(prefix="lewm-verify-") as place:
+        made = Path(place) / EPISODES
+        made.write_bytes(anew)
+        ours, theirs = open_ipc(path, EPISODES_SCHEMA), open_ipc(made, EPISODES_SCHEMA)
+        if ours.equals(theirs):
+            return
+        for row, (told, true) in enumerate(zip_longest(_rows(ours), _rows(theirs))):
+            if told != true:
+                yield f"{path} is not what the shards say: row {row} is {told}, which should be {true}"
+                return
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    for row in range(len(batch)):
+        yield {name: batch.column(name)[row].as_py() for name in batch.schema.names}
