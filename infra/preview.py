@@ -1,8 +1,7 @@
 """Episodes as pictures: a contact sheet of frames above their reward and state curves, and a clip of them side by side.
 
 State columns are drawn as deviations from their mean in standard deviations of the episode, because metres and radians
-share no axis. Frames are enlarged by whole factors, without smoothing: what is drawn is what the model sees. A sheet of
-four episodes takes about a second, a clip 10 ms a frame.
+share no axis. Frames are enlarged by whole factors, without smoothing: what is drawn is what the model sees.
 """
 
 from collections.abc import Sequence
@@ -49,7 +48,8 @@ def contact_sheet(numbers: Sequence[int], episodes: Sequence[Episode], frames: i
 
 def save_clip(numbers: Sequence[int], episodes: Sequence[Episode], path: Path, seconds: float = 8.0) -> None:
     """Write the episodes side by side, each above its curves with a cursor at the present step. Animated GIF or WebP,
-    by the path's suffix; played in real time, or faster so that it takes at most `seconds`."""
+    by the path's suffix. A picture is shown for the time between its steps, but at least 40 ms, so that short steps
+    play slower than they happened; and for less where all would take longer than about `seconds`."""
     longest = max(len(episode) for episode in episodes)
     stride = max(1, round(longest / (seconds * 25)))
     dt = float(episodes[0].info.dt)

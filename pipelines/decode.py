@@ -1,8 +1,8 @@
 """From members to pixels: the frames of a window, decoded straight into their place in a batch.
 
 libjpeg-turbo, through simplejpeg, releases the GIL and writes into the buffer it is given, so that threads decode side
-by side and no frame is copied. 64 px frames of quality 95 take 25 to 35 microseconds each on one core; all the rest
-that is done for a window, the read included, is kept below ten, because only decoding runs side by side. Whatever is
+by side and no frame is copied. All the rest that is done for a window, the read included, is kept small, because only
+decoding runs side by side; docs/results/loader.csv has what is left of decoding's own rate. Whatever is
 wrong with a frame's bytes becomes a `DamagedEpisodeError`, which names shard, episode and member. Damage that leaves a
 JPEG decodable goes unnoticed here: the checksums that find it cover whole episodes (`lewm shards verify`).
 
@@ -135,7 +135,7 @@ class StreamedWindows:
                 slot.action[row] = episode.action[start : start + self._steps].reshape(slot.action.shape[1:])
                 if slot.state is not None:
                     slot.state[row] = episode.state[start + self._states]
-                # A slice takes a quarter of the time of an index array, and most windows' frames are neighbours.
+                # A slice is cheaper than an index array, and most windows' frames are neighbours.
                 steps = slice(start + self._span[0], start + self._span[1]) if self._span else start + self._offsets
                 try:
                     fetched.append((row, self._reader.fetch(episode, steps)))
@@ -162,7 +162,7 @@ def decode_into(data: memoryview, out: np.ndarray) -> None:
             out[:] = image
             return
     else:
-        # by position, which saves half a microsecond: no fast DCT, no fast upsampling, no scaling
+        # by position, which is faster than by name: no fast DCT, no fast upsampling, no scaling
         image = simplejpeg.decode_jpeg(data, "RGB", False, False, 0, 0, 1, out)
         if image.shape == out.shape:
             return

@@ -237,7 +237,6 @@ class Loader:
 
         ValueError, which shows the difference, for a state of another dataset, window, seed, split or batch size.
         """
-        state = {"locality": 0, "layout": None, **state}  # there was a time before locality
         if missing := {*self._identity, "epoch", "step"} - state.keys():
             raise ValueError(f"not a loader's state: {', '.join(sorted(missing))} missing")
         if differences := [

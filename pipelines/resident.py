@@ -20,11 +20,15 @@ from pipelines.staging import Handover, Slot
 from pipelines.windows import WindowSpec
 
 
+class TierError(ValueError):
+    """The device has too little memory for a split's frames."""
+
+
 class ResidentWindows:
     """Windows of a split whose frames, actions and states are in the memory of `device`.
 
     Frames come from the cache of decoded frames where they are there, else they are decoded. DamagedEpisodeError when a
-    frame cannot be decoded; ValueError when the device has too little memory.
+    frame cannot be decoded; TierError when the device has too little memory.
     """
 
     tier = "gpu"
@@ -38,7 +42,7 @@ class ResidentWindows:
             frames = torch.empty(shape, dtype=torch.uint8, device=device)
         except RuntimeError as error:
             gigabytes = columns.frames * table.size**2 * 3 / 1e9
-            raise ValueError(f"{gigabytes:.1f} GB of frames do not fit on {device}: use another tier") from error
+            raise TierError(f"{gigabytes:.1f} GB of frames do not fit on {device}: use another tier") from error
         _load(table, frames, threads)
         self._data = _Data(
             frames=_widest(frames.view(columns.frames, -1)),
@@ -48,7 +52,8 @@ class ResidentWindows:
             step_offsets=torch.arange(spec.steps, device=device),
             state_offsets=torch.from_numpy(spec.state_offsets).to(device),
         )
-        columns.action, columns.state = columns.action[:0], None
+        # A copy: an empty view would keep the whole array.
+        columns.action, columns.state = columns.action[:0].copy(), None
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the frames are there before a side stream gathers them
 

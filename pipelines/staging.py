@@ -22,7 +22,7 @@ from pipelines.batch import BatchShape
 
 _SHIFT = 16
 """Bytes by which frames are off the alignment of memory. Rows that begin at a multiple of 32 are written by
-libjpeg-turbo past the cache, which takes 15 % longer at 64 px than writing all others through it."""
+libjpeg-turbo past the cache, which is slower at 64 px than writing all others through it."""
 
 
 class Slot:

@@ -16,7 +16,7 @@ from pipelines.episodes import EpisodeTable
 from pipelines.framecache import CacheError, decoded_bytes
 from pipelines.mapped import MappedWindows
 from pipelines.memory import available_device_memory, available_memory
-from pipelines.resident import ResidentWindows
+from pipelines.resident import ResidentWindows, TierError
 from pipelines.source import WindowSource
 from pipelines.windows import WindowSpec
 
@@ -46,7 +46,7 @@ def open_source(
 ) -> WindowSource:
     """The windows of a table on a tier, frames decoded first where the tier needs them so; logged.
 
-    A tier that was asked for and does not fit is a ValueError (`CacheError` for the cache); `auto` streams then.
+    A tier that was asked for and does not fit is a ValueError (`CacheError`, `TierError`); `auto` streams then.
     """
     chosen = choose_tier(table, device) if tier == "auto" else tier
     source: WindowSource | None = None
@@ -57,7 +57,7 @@ def open_source(
             source = MappedWindows(table, spec, with_state=with_state, threads=threads)
     except DamagedEpisodeError as error:
         _log.warning("streaming, because a frame cannot be decoded ahead: %s", error)
-    except CacheError as error:
+    except (CacheError, TierError) as error:
         if tier != "auto":
             raise
         _log.warning("streaming, because %s", error)

@@ -25,7 +25,6 @@ from shards.statistics import Statistics
 from shards.writer import ShardInfo
 
 SHARD_EPISODES = 1000
-_ZEROS = np.zeros(1)
 
 
 def write_index(path: Path, episodes: int, steps: int) -> None:
@@ -40,10 +39,11 @@ def write_index(path: Path, episodes: int, steps: int) -> None:
     }
     batch = pa.record_batch([pa.array(columns[f.name], f.type) for f in EPISODES_SCHEMA], schema=EPISODES_SCHEMA)
     data = ipc_bytes(batch)
+    held = [min(SHARD_EPISODES, episodes - first) for first in range(0, episodes, SHARD_EPISODES)]
     shards = tuple(
-        ShardInfo(f"part-{n:08d}", 1024, "0" * 64, 1024, "0" * 64, SHARD_EPISODES, SHARD_EPISODES * steps)
-        for n in range(-(-episodes // SHARD_EPISODES))
+        ShardInfo(f"part-{n:08d}", 1024, "0" * 64, 1024, "0" * 64, count, count * steps) for n, count in enumerate(held)
     )
+    counts = np.bincount(columns["split"], minlength=len(SPLITS)).tolist()
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         digest="0" * 64,
@@ -51,9 +51,9 @@ def write_index(path: Path, episodes: int, steps: int) -> None:
         n_episodes=episodes,
         n_steps=episodes * steps,
         n_frames=episodes * (steps + 1),
-        splits={},
+        splits=dict(zip(SPLITS, counts, strict=True)),
         statistics_from="train",
-        statistics=Statistics(_ZEROS, _ZEROS, _ZEROS, _ZEROS, _ZEROS, _ZEROS),
+        statistics=Statistics(np.zeros(3), np.ones(3), np.zeros(6), np.ones(6), np.zeros(0), np.ones(0)),
         episodes_bytes=len(data),
         episodes_sha256=hashlib.sha256(data).hexdigest(),
         shards=shards,

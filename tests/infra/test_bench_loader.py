@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from infra.bench import loader, peers
+from pipelines.windows import WindowSpec
 from tests.helpers import make_dataset
 
 SPEC = loader.SPEC
@@ -50,6 +51,30 @@ def test_hdf5_windows_are_exact(dataset, tmp_path):
         start = SPEC.first_start + number % SPEC.count(12)
         np.testing.assert_array_equal(frames, whole.frames[start + SPEC.unique_offsets])
         np.testing.assert_array_equal(action, whole.action[start : start + 1])
+
+
+@pytest.mark.parametrize("spec", [SPEC, WindowSpec(history=2, frame_skip=3)])
+def test_hdf5_frames_are_read_as_slices(dataset, tmp_path, spec):
+    pytest.importorskip("hdf5plugin")
+    h5py = pytest.importorskip("h5py")
+    peers.write_hdf5(dataset, tmp_path / "frames.h5", lambda _: None)
+    windows = peers.Hdf5Windows(tmp_path / "frames.h5", dataset.lengths, spec)
+    asked = []
+
+    class Column:
+        def __init__(self, column):
+            self._column = column
+
+        def __getitem__(self, rows):
+            asked.append(rows)
+            return self._column[rows]
+
+    with h5py.File(tmp_path / "frames.h5", "r") as file:
+        windows._file = {name: Column(file[name]) for name in ("pixels", "action")}
+        frames, _, episode = windows[0]
+    assert [type(rows) for rows in asked] == [slice, slice]
+    expected = dataset.read_episode(episode).frames[spec.first_start + spec.unique_offsets]
+    np.testing.assert_array_equal(frames, expected)
 
 
 def test_the_command_measures_every_contender(dataset, tmp_path):

@@ -230,10 +230,8 @@ def test_a_state_with_locality_is_refused_where_other_episodes_share_a_shard(tmp
         Loader(ours, SPEC, locality=1, **keywords).load_state_dict(state)
     state = Loader(ours, SPEC, **keywords).state_dict()
     Loader(other, SPEC, **keywords).load_state_dict(state)
-    # states from before there was a locality
-    Loader(other, SPEC, **keywords).load_state_dict(
-        {name: value for name, value in state.items() if name not in ("locality", "layout")}
-    )
+    with pytest.raises(ValueError, match="locality missing"):
+        Loader(other, SPEC, **keywords).load_state_dict({k: v for k, v in state.items() if k != "locality"})
     with pytest.raises(ValueError, match="locality -1"):
         Loader(ours, SPEC, locality=-1, **keywords)
 

@@ -6,11 +6,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pipelines import memory as memory_module
 from pipelines import resident, tiers
 from pipelines.episodes import EpisodeTable
 from pipelines.framecache import is_cached, map_frames
 from pipelines.loader import Loader, LoaderConfig
-from pipelines.tiers import choose_tier
+from pipelines.tiers import choose_tier, open_source
 from pipelines.windows import WindowSpec
 from shards.dataset import Dataset
 from tests.helpers import make_dataset
@@ -120,6 +121,50 @@ def test_auto_takes_the_best_that_fits(datasets, monkeypatch):
     assert choose_tier(table, cuda) == "memmap"
     memory["cpu"] -= 1
     assert choose_tier(table, cuda) == "stream"
+
+
+@pytest.mark.parametrize(
+    ("maximum", "current", "stat", "name"),
+    [
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ],
+)
+def test_page_cache_that_a_control_group_counts_as_used_is_available(
+    tmp_path, monkeypatch, maximum, current, stat, name
+):
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 5000 kB\n")
+    monkeypatch.setattr(memory_module, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory_module, "_CGROUP", tmp_path)
+    assert memory_module.available_memory() == 5000 << 10
+    (tmp_path / maximum).write_text("1000000\n")
+    (tmp_path / current).write_text("900000\n")
+    (tmp_path / stat).write_text(f"anon 200000\n{name} 600000\n")
+    assert memory_module.available_memory() == 700_000
+    (tmp_path / maximum).write_text("max\n")
+    assert memory_module.available_memory() == 5000 << 10
+
+
+def test_resident_columns_keep_no_copy_on_the_host(datasets):
+    windows = resident.ResidentWindows(
+        EpisodeTable(datasets[0], None), SPEC, torch.device("cpu"), with_state=True, threads=1
+    )
+    assert windows._columns.action.base is None
+    assert windows._columns.state is None
+
+
+def test_auto_streams_where_the_device_refuses_the_memory_and_a_flag_says_why(datasets, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(tiers, "choose_tier", lambda *_: "gpu")
+    monkeypatch.setattr(resident.torch, "empty", refuse)
+    table, device = EpisodeTable(datasets[0], None), torch.device("cpu")
+    assert open_source("auto", table, SPEC, device, with_state=False, threads=1).tier == "stream"
+    assert "streaming, because" in caplog.text
+    with pytest.raises(ValueError, match="do not fit on cpu"):
+        open_source("gpu", table, SPEC, device, with_state=False, threads=1)
 
 
 def test_auto_streams_where_the_cache_has_no_room_and_a_flag_says_why(tmp_path, monkeypatch, caplog):
