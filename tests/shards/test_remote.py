@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from shards import mirror
 from shards.cache import cache_directory, make_room
 from shards.dataset import Dataset
-from shards.manifest import MANIFEST
+from shards.manifest import MANIFEST, to_bytes
 from shards.mirror import open_file, open_mirror, origin_of, present
 from shards.push import push
 from shards.remote import ATTEMPTS, Remote
@@ -472,3 +473,25 @@ def test_a_damaged_manifest_is_named_by_its_uri(proxy, local):
     with pytest.raises(ValueError, match=rf"^{place}/manifest\.json is damaged"):
         Dataset.open(place)
     assert origin_of(local.path / MANIFEST) == str(local.path / MANIFEST)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "episodes.arrow"])
+def test_verify_reports_what_is_damaged_in_a_bucket(proxy, local, name):
+    place = f"s3://{BUCKET}/sets/reported-{name.split('.')[0]}"
+    push(local.path, place)
+    data = bytearray((local.path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    Remote(place).write(name, bytes(data))
+    report = verify(place)
+    assert not report.ok
+    assert all(problem.startswith(f"{place}/{name} is damaged") for problem in report.problems), report.problems
+    Remote(place)._fs.delete_file(f"{BUCKET}/sets/reported-{name.split('.')[0]}/{name}")
+    assert any(name in problem for problem in verify(place).problems)
+
+
+def test_verify_compares_a_buckets_manifest_with_its_shards(proxy, local):
+    place = f"s3://{BUCKET}/sets/forged"
+    push(local.path, place)
+    common = replace(local.manifest.common, quality="full")
+    Remote(place).write(MANIFEST, to_bytes(replace(local.manifest, common=common)))
+    assert verify(place).problems == (f"{place}: the manifest's common is not that of the shards",)

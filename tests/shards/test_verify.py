@@ -2,14 +2,15 @@ import hashlib
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from shards.dataset import Dataset
-from shards.index import ShardIndex
-from shards.manifest import assemble, load
+from shards.index import ShardIndex, ipc_bytes, open_ipc
+from shards.manifest import EPISODES, EPISODES_SCHEMA, MANIFEST, assemble, load, to_bytes
 from shards.members import LIMITS, check_member, scan
 from shards.verify import verify
 from shards.writer import ShardWriter
@@ -289,3 +290,31 @@ def test_a_shard_with_a_hostile_member_does_not_verify(directory):
         file.addfile(tarfile.TarInfo("key.pickle"))
     problems = verify(directory).problems
     assert any("'key.pickle'" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("forge", ["split", "length", "row", "order", "another key"])
+def test_a_forged_list_of_episodes_is_named(directory, forge):
+    """`episodes.arrow` that is not what the shards say, with a manifest that vouches for it."""
+    path, manifest = directory / EPISODES, load(directory)
+    batch = open_ipc(path, EPISODES_SCHEMA)
+    columns = {name: batch.column(name).to_pylist() for name in batch.schema.names}
+    if forge == "order":
+        columns = {name: values[::-1] for name, values in columns.items()}
+    elif forge == "another key":
+        columns["key"][0] = columns["key"][0].replace("cartpole", "cartpola")
+    else:
+        columns[forge][2] = (columns[forge][2] + 1) % 2
+    arrays = [pa.array(columns[field.name], field.type) for field in EPISODES_SCHEMA]
+    path.unlink()  # a mapping of it may be alive, and must not shrink under its reader
+    path.write_bytes(ipc_bytes(pa.record_batch(arrays, schema=EPISODES_SCHEMA)))
+    sha256, size = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
+    forged = replace(manifest, episodes_sha256=sha256, episodes_bytes=size)
+    (directory / MANIFEST).write_bytes(to_bytes(forged))
+    assert "episodes.arrow is not what the shards say: row" in _only_problem(directory)
+
+
+def test_progress_counts_every_byte(directory):
+    seen = []
+    report = verify(directory, threads=2, on_progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (report.bytes, report.bytes)
