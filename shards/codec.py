@@ -17,7 +17,8 @@ import numpy as np
 import simplejpeg
 
 from shards.episode import Episode, EpisodeInfo, Kind, Observability, StateColumn
-from shards.members import LIMITS, MAX_KEY, MAX_STEPS, check_member
+from shards.members import LIMITS, MAX_EPISODE_BYTES, MAX_KEY, MAX_STEPS, check_member
+from shards.untrusted import read_json
 
 Encoding = Literal["jpeg", "raw"]
 Buffer = bytes | memoryview
@@ -66,6 +67,7 @@ def encode(episode: Episode, encoding: Encoding) -> list[tuple[str, bytes]]:
             f"episode {key}: {steps} steps, action size {action_size}, {size} px; "
             f"possible are 1..{MAX_STEPS} steps, at least one action, 1..{MAX_SIZE} px"
         )
+    check_decoded_size(steps + 1, size)
     metadata = {
         "encoding": encoding_name(encoding, size),
         "steps": steps,
@@ -186,8 +188,8 @@ class Metadata:
 def parse_metadata(key: str, data: Buffer | str) -> Metadata:
     """The `json` member of sample `key`; ValueError when it is malformed or belongs to another episode."""
     try:
-        record = json.loads(data if isinstance(data, str) else bytes(data))
-    except (ValueError, RecursionError) as error:
+        record = read_json(data if isinstance(data, str) else bytes(data))
+    except ValueError as error:
         raise ValueError(f"episode {key}: member {key}.json is not JSON: {error}") from error
     try:
         info = _parse_info(record["info"])
@@ -195,6 +197,7 @@ def parse_metadata(key: str, data: Buffer | str) -> Metadata:
         sizes = (metadata.steps, metadata.action_size, info.size, info.action_repeat)
         if any(type(n) is not int or n < 1 for n in sizes) or metadata.steps > MAX_STEPS or info.size > MAX_SIZE:
             raise ValueError(f"steps, action size, pixels, action repeat are {sizes}")
+        check_decoded_size(metadata.steps + 1, info.size)
         known = {FOREIGN_JPEG} if info.sample is not None else {encoding_name("jpeg", info.size)}
         if metadata.encoding not in known | {"raw"}:
             raise ValueError(f"unknown encoding {metadata.encoding!r}")
@@ -203,6 +206,14 @@ def parse_metadata(key: str, data: Buffer | str) -> Metadata:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"episode {key}: member {key}.json is malformed: {error}") from error
     return metadata
+
+
+def check_decoded_size(frames: int, size: int) -> None:
+    """ValueError for an episode whose frames, decoded, would take more memory than an episode may."""
+    if frames * size**2 * 3 > MAX_EPISODE_BYTES:
+        raise ValueError(
+            f"{frames} frames of {size} px take {frames * size**2 * 3} bytes, over the limit of {MAX_EPISODE_BYTES}"
+        )
 
 
 def info_record(info: EpisodeInfo) -> dict[str, Any]:

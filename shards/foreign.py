@@ -25,6 +25,7 @@ from shards.codec import (
     MAX_SIZE,
     Metadata,
     canonical_json,
+    check_decoded_size,
     decode_frame,
     frame_suffix,
     info_record,
@@ -34,7 +35,7 @@ from shards.codec import (
 )
 from shards.episode import Episode, EpisodeInfo, Observability, StateColumn
 from shards.index import Row, index_bytes
-from shards.members import MAX_KEY, MAX_STEPS, Member, scan
+from shards.members import MAX_EPISODE_BYTES, MAX_KEY, MAX_STEPS, Member, scan
 from shards.statistics import pixel_sums
 from shards.writer import check_shard_name
 
@@ -128,6 +129,9 @@ def _row(file: BinaryIO, key: str, members: list[Member], number: int, config: F
             except ValueError as error:
                 raise ValueError(f"member {suffix}: {error}") from error
     size = _size(_read(file, frames[0]))
+    check_decoded_size(len(frames), size)
+    if (total := sum(member.size for member in members)) > MAX_EPISODE_BYTES:
+        raise ValueError(f"its members have {total} bytes, over the limit of {MAX_EPISODE_BYTES}")
 
     steps, action = len(frames) - 1, arrays["action.npy"]
     reward = arrays.get("reward.npy", np.zeros(steps, np.float32))

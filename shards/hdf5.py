@@ -7,7 +7,8 @@ first row's is dropped. Without a `reward` column rewards are zero. State column
 
 Episodes are read one at a time, and go into shards of a fixed number of episodes: a killed import goes on after the
 last whole shard. The file is untrusted: columns in other files are refused, and sizes are checked before reading. Needs
-h5py and hdf5plugin: `pip install lewm[hdf5]`. It costs about 0.1 ms a 64 px frame, half of it JPEG encoding.
+h5py and hdf5plugin: `pip install lewm[hdf5]`. Most of the cost is JPEG encoding and, where the file is compressed,
+decompressing.
 """
 
 import hashlib
@@ -24,18 +25,19 @@ from shards.episode import Episode, EpisodeInfo, Observability, StateColumn
 from shards.foreign import ForeignConfig, state_columns
 from shards.index import ShardIndex
 from shards.manifest import Manifest, assemble, committed
-from shards.members import MAX_STEPS
+from shards.members import MAX_EPISODE_BYTES, MAX_STEPS
 from shards.writer import ShardWriter, shard_paths
 
-MAX_EPISODE_BYTES = 4 << 30
-"""Most bytes of frames in one episode: what an import holds in memory."""
+MAX_EPISODES = 10**7
 _MAX_CHUNK = 256 << 20
+_DAMAGE = (OSError, KeyError, RuntimeError)
+"""What h5py raises where a file's own tables are wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImportConfig:
     """What the file does not say. `states` names the columns to take as physical state; `observable` is said of all of
-    them. `seed` becomes part of the keys."""
+    them."""
 
     environment: str
     dt: float
@@ -44,7 +46,6 @@ class ImportConfig:
     states: tuple[str, ...] = ("state", "proprio")
     observable: Observability = "hidden"
     encoding: Encoding = "jpeg"
-    seed: int = 0
     shard_episodes: int = 50
 
     def __post_init__(self) -> None:
@@ -101,6 +102,9 @@ class _Source:
             raise ValueError(f"{path}: not an HDF5 file, or cut off: {error}") from error
         try:
             self._check()
+        except _DAMAGE as error:
+            self._file.close()
+            raise self._error(f"the file is damaged: {error}") from error
         except BaseException:
             self._file.close()
             raise
@@ -120,7 +124,7 @@ class _Source:
         return EpisodeInfo(
             environment=config.environment,
             config8=self._config8,
-            seed=config.seed,
+            seed=0,
             number=number,
             episode_seed=0,
             policy={"kind": "imported"},
@@ -140,8 +144,8 @@ class _Source:
             reward = self._rows("reward", begin, rows).reshape(rows) if self._has_reward else np.zeros(rows)
             action = self._rows("action", begin, rows).reshape(rows, -1)
             frames = self._file["pixels"][begin : begin + rows]
-        except OSError as error:
-            raise ValueError(f"{self._path}: episode {number} cannot be read: {error}") from error
+        except _DAMAGE as error:
+            raise self._error(f"episode {number} cannot be read: {error}") from error
         try:
             return Episode(
                 info=self.info(number),
@@ -174,6 +178,7 @@ class _Source:
         if missing := sorted(set(self._config.states) - set(self._states) - set(ImportConfig("x", 1).states)):
             raise self._error(f"there is no column {missing[0]!r}; there are {', '.join(sorted(self._file))}")
         columns: list[StateColumn] = []
+        self._row_bytes = 3 * self._size**2
         for name in (*self._states, "action", *(["reward"] if self._has_reward else [])):
             column = self._column(name)
             if not column.shape or column.shape[0] != total or column.dtype.kind not in "fiub":
@@ -181,6 +186,7 @@ class _Source:
             width = int(np.prod(column.shape[1:], dtype=np.int64))
             if not 0 < width <= 65_536 or (name == "reward" and width != 1):
                 raise self._error(f"{name} has {width} numbers a step")
+            self._row_bytes += width * column.dtype.itemsize
             if name in self._states:
                 columns += state_columns(name, width, self._config.observable)
         self._columns = tuple(columns)
@@ -203,7 +209,7 @@ class _Source:
 
     def _cuts(self, name: str) -> np.ndarray:
         column = self._column(name)
-        if column.ndim != 1 or column.dtype.kind not in "iu" or not 1 <= column.shape[0] <= 10**8:
+        if column.ndim != 1 or column.dtype.kind not in "iu" or not 1 <= column.shape[0] <= MAX_EPISODES:
             raise self._error(f"{name} is {_shape(column)}; at least one episode, as integers, is needed")
         return column[:].astype(np.int64)
 
@@ -211,7 +217,7 @@ class _Source:
         lengths, offsets = self._lengths, self._offsets
         if len(lengths) != len(offsets):
             raise self._error(f"ep_len has {len(lengths)} episodes, ep_offset {len(offsets)}")
-        most = min(MAX_STEPS + 1, MAX_EPISODE_BYTES // (3 * self._size**2))
+        most = min(MAX_STEPS + 1, MAX_EPISODE_BYTES // self._row_bytes)
         bad = (lengths < 2) | (lengths > most) | (offsets < 0) | (offsets > total - lengths)
         if bad.any():
             at = int(bad.argmax())

@@ -87,25 +87,35 @@ def _named(datasets: list[Dataset]) -> list[_Source]:
 
 
 def _commit(source: _Source, out: Path) -> None:
-    """Put a shard in place as a writer does: the tar, then its index. What is there already is left."""
-    files = zip(shard_paths(source.directory, source.shard.name), shard_paths(out, source.name), strict=True)
-    sizes = (source.shard.tar_bytes, source.shard.index_bytes)
-    digests = (source.shard.tar_sha256, source.shard.index_sha256)
-    if shard_paths(out, source.name)[1].exists():
+    """Put a shard in place as a writer does: the temporary index first, which tells that the tar is ours, then the tar,
+    then its index. What is there already is left."""
+    here = shard_paths(out, source.name)
+    if here[1].exists():
         return
-    for (there, here), size, digest in zip(files, sizes, digests, strict=True):
-        if not there.exists() or there.stat().st_size != size:
-            raise ValueError(f"{there} is missing or has another size than its manifest says; see `lewm shards verify`")
-        tmp = atomic.temporary(here)
-        try:
-            if not _link(there, tmp):
-                shutil.copyfile(there, tmp)
-                atomic.sync(tmp)
-            if (here.suffix == ".arrow" or tmp.stat().st_nlink == 1) and atomic.file_sha256(tmp) != digest:
-                raise ValueError(f"{there} is damaged: its sha256 is not that of its manifest")
-            atomic.publish(tmp, here)
-        finally:
+    there = shard_paths(source.directory, source.shard.name)
+    tmps = [atomic.temporary(path) for path in here]
+    try:
+        index = (source.shard.index_bytes, source.shard.index_sha256)
+        _copy(there[1], tmps[1], *index, hashed=True)
+        _copy(there[0], tmps[0], source.shard.tar_bytes, source.shard.tar_sha256, hashed=False)
+        for tmp, path in zip(tmps, here, strict=True):
+            atomic.publish(tmp, path)
+    finally:
+        for tmp in tmps:
             tmp.unlink(missing_ok=True)
+
+
+def _copy(there: Path, here: Path, size: int, sha256: str, *, hashed: bool) -> None:
+    """A file under another name; ValueError when it is not what its manifest says. A link's bytes are looked at only
+    when `hashed`, a copy's always."""
+    if not there.exists() or there.stat().st_size != size:
+        raise ValueError(f"{there} is missing or has another size than its manifest says; see `lewm shards verify`")
+    if not _link(there, here):
+        shutil.copyfile(there, here)
+        atomic.sync(here)
+        hashed = True
+    if hashed and atomic.file_sha256(here) != sha256:
+        raise ValueError(f"{there} is damaged: its sha256 is not that of its manifest")
 
 
 def _link(there: Path, here: Path) -> bool:

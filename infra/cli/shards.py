@@ -1,4 +1,4 @@
-"""`lewm shards ls|verify|preview|stats|index|merge|import`: look at datasets, and make them from other data."""
+"""`lewm shards ls|verify|preview|stats|index|merge|import|push`: look at datasets, make, join and copy them."""
 
 import os
 import sys
@@ -64,7 +64,8 @@ class VerifyArgs:
 def verify(args: VerifyArgs) -> int:
     from shards.verify import verify
 
-    report = verify(location(args.directory), args.threads)
+    with _Progress("verify", "bytes") as bar:
+        report = verify(location(args.directory), args.threads, bar.update)
     if args.json:
         print_json({"ok": report.ok, **asdict(report)})
     else:
@@ -89,7 +90,11 @@ def stats(args: StatsArgs) -> None:
     from shards.dataset import Dataset
 
     dataset = Dataset.open(location(args.directory))
-    returns = [float(dataset.reward(index).sum()) for index in range(len(dataset))]
+    returns = []
+    with progress("stats", len(dataset), "episodes") as bar:
+        for index in range(len(dataset)):
+            returns.append(float(dataset.reward(index).sum()))
+            bar.update(index + 1)
     statistics = dataset.manifest.statistics
     columns = [
         {
@@ -115,7 +120,8 @@ def stats(args: StatsArgs) -> None:
         print_json(summary | {"columns": columns, "digest": dataset.digest})
         return
     print_table(dataset.location, ("what", "value"), [(key, str(value)) for key, value in summary.items()])
-    print_table("Physical state", tuple(columns[0]), [_text(column) for column in columns])
+    if columns:
+        print_table("Physical state", tuple(columns[0]), [_text(column) for column in columns])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

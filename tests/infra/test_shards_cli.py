@@ -1,10 +1,14 @@
 import json
 import shutil
 
+import numpy as np
+import simplejpeg
 from PIL import Image
 
 from infra.cli import main
+from shards.codec import npy_bytes
 from tests.helpers import make_dataset
+from tests.shards.test_foreign import write as write_tar
 from tests.shards.test_hdf5 import write
 
 
@@ -54,3 +58,25 @@ def test_index_merge_and_import(capsys, tmp_path):
     assert code == 2
     assert "the datasets differ in environment" in err
     assert lewm(capsys, "shards", "index", tmp_path / "nothing", *options[:-1])[0] == 2
+
+
+def test_stats_of_a_dataset_without_state(capsys, tmp_path):
+    make_dataset(tmp_path / "one", 2)
+    (tmp_path / "tar/shards").mkdir(parents=True)
+    sample = {"__key__": "run", "action.npy": npy_bytes(np.zeros((2, 1), np.float32))}
+    jpeg = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
+    write_tar(tmp_path / "tar/shards/x.tar", sample | {f"{t:05d}.jpg": jpeg for t in range(3)})
+    assert lewm(capsys, "shards", "index", tmp_path / "tar", "--environment", "lab/x", "--dt", "0.1")[0] == 0
+    code, out, err = lewm(capsys, "shards", "stats", tmp_path / "tar")
+    assert code == 0
+    assert "Physical state" not in out
+    assert "stats: 1/1 episodes" in err
+    code, out, err = lewm(capsys, "shards", "stats", tmp_path / "one")
+    assert (code, "Physical state" in out) == (0, True)
+
+
+def test_verify_shows_progress(capsys, tmp_path):
+    make_dataset(tmp_path / "one", 2)
+    code, out, err = lewm(capsys, "shards", "verify", tmp_path / "one")
+    assert (code, "every byte checks" in out) == (0, True)
+    assert "bytes" in err

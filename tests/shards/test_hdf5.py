@@ -169,3 +169,11 @@ def test_without_h5py_the_remedy_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ValueError, match=r"pip install 'lewm\[hdf5\]'"):
         import_hdf5(tmp_path / "x.h5", tmp_path / "out", CONFIG)
+
+
+def test_wide_columns_count_towards_an_episode(tmp_path, monkeypatch):
+    """432 bytes of pixels a row do not hide 12,000 of state."""
+    monkeypatch.setattr("shards.hdf5.MAX_EPISODE_BYTES", 100_000)
+    write(tmp_path / "x.h5", lengths=(5, 9), state=np.zeros((14, 3000), np.float32))
+    with pytest.raises(ValueError, match=r"episode 1 has 9 rows .*possible are 2 to 8 of 14 rows"):
+        import_hdf5(tmp_path / "x.h5", tmp_path / "out", CONFIG)

@@ -1,5 +1,5 @@
-"""Readers under hostile and random input: ValueError or OSError, never a crash, a hang or memory in proportion to a
-claim. Each kind runs in a child whose address space is bounded, so that a blow-up is a failure here."""
+"""Parsers under hostile and random input: ValueError or OSError, never a crash or memory in proportion to a claim.
+`test_bounded` does the same to whole readers, in a child with bounded memory and time."""
 
 import hashlib
 import subprocess

@@ -109,6 +109,20 @@ def test_a_killed_merge_goes_on(tmp_path, sources, moment):
     assert not list(out.rglob(f"*{atomic.TMP_SUFFIX}"))
 
 
+@pytest.mark.parametrize("moment", [0, 1, 2, 3])
+def test_what_a_killed_merge_leaves_is_told_from_what_is_somebodys(tmp_path, sources, moment):
+    """Also a tar whose index was not yet in place: the next writer in the directory, whichever it is, removes it."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(moment), str(out), *map(str, sources)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    atomic.remove_leftovers(out)
+    names = {path.name for path in (out / "shards").iterdir()}
+    assert {name.rpartition(".")[2] for name in names} <= {"tar", "arrow"}
+    assert {name[:-4] for name in names if name.endswith("tar")} == {
+        name[:-6] for name in names if name.endswith("arrow")
+    }
+
+
 def test_a_linked_tar_outlives_its_source(tmp_path, sources):
     merge(sources, tmp_path / "out")
     shutil.rmtree(sources[0])
