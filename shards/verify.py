@@ -275,7 +275,10 @@ def _headers_agree(key: str, members: list[tuple[str, int, int]], data: memoryvi
         return False
     bytes_of = np.frombuffer(data, np.uint8)
     headers = bytes_of.reshape(-1, BLOCK)[(offset - begin) // BLOCK - 1]
-    names = np.array([check_member(f"{key}.{suffix}", n)[0] and f"{key}.{suffix}" for suffix, _, n in members], "S100")
+    frames = [(n, suffix) for suffix, _, n in members if suffix[:5].isdigit()]
+    for n, suffix in [max(frames), *((n, suffix) for suffix, _, n in members if not suffix[:5].isdigit())]:
+        check_member(f"{key}.{suffix}", n)  # of frames, which are named by number, the largest
+    names = np.array([f"{key}.{suffix}" for suffix, _, _ in members], "S100")
     digits = headers[:, 124:135]
     kind = headers[:, 156]
     told = headers[:, :100].copy().view("S100")[:, 0]
