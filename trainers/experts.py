@@ -2,11 +2,11 @@
 
     python -m trainers.experts --task dmc/walker-walk --out experts/walker-walk --decisions 200000
 
-Needs the extra `[experts]`. The agent sees the task's own observation, flattened, acts
-every `action_repeat` control steps as collection does, and never renders. About 45 updates a second on one core. The
-learning rate is constant for the first half and falls linearly to a tenth; an exponential average of the actor's
-weights is evaluated beside the actor itself, and the better of the two, on episodes apart from those of the report,
-is what `actor.safetensors` holds.
+Needs the extra `[experts]`. The agent sees the task's own observation, flattened, acts every `action_repeat` control
+steps as collection does, and never renders. About 45 updates a second on one core. The learning rate is constant for
+the first half and falls linearly to a tenth, and the entropy that the actor is held to falls beside it. An exponential
+average of the actor's weights is evaluated beside the actor itself, and the better of the two, on episodes apart from
+those of the report, is what `actor.safetensors` holds.
 
     out/config.json  log.csv  actor.safetensors  checkpoint/    one whole checkpoint, replaced by rename
 
@@ -51,6 +51,9 @@ class Args:
     batch_size: int = 256
     width: int = 256
     """Units in each of the two hidden layers of actor and critics."""
+    final_entropy: float = -2.5
+    """Target entropy for each dimension of the action at the end, from -1: it falls as the learning rate does. What the
+    critics value is the noisy actor; a gait that must bear noise of 0.4 is a slower one."""
     learning_starts: int = 2500
     average: float = 0.9995
     """Decay an update of the averaged actor's weights."""
@@ -129,6 +132,8 @@ def _train(args: Args) -> float:
     class Watch(BaseCallback):
         def _on_step(self) -> bool:
             nonlocal best
+            late = max(0.0, 1.0 - 2.0 * model._current_progress_remaining)
+            model.target_entropy = -float(env.action_space.shape[0]) * (1.0 - late * (1.0 + args.final_entropy))
             with torch.no_grad():
                 now = _weights(model.actor)
                 if model.num_timesteps <= args.learning_starts:
