@@ -231,7 +231,8 @@ def _read_tar(tar: Path, index: ShardIndex | None) -> tuple[str, list[str]]:
                 if begin == position:
                     digest.update(data)
                     position = end
-                described = described and _headers_agree(index.keys[row], members, data, begin)
+                frames = int(index.lengths[row]) + 1
+                described = described and _headers_agree(index.keys[row], members, frames, data, begin)
                 _check_episode(index, row, [(s, data[at - begin : at - begin + n]) for s, at, n in members])
             except KeyError as error:
                 problems.append(f"{tar}: episode {index.keys[row]} is damaged: it has no member {error}")
@@ -267,18 +268,18 @@ def _rest(file: RawIOBase, position: int, digest: "hashlib._Hash") -> bytes:
     return first
 
 
-def _headers_agree(key: str, members: list[tuple[str, int, int]], data: memoryview, begin: int) -> bool:
-    """Whether plain ustar headers with these names and sizes stand before the members, and nothing between them."""
+def _headers_agree(key: str, members: list[tuple[str, int, int]], frames: int, data: memoryview, begin: int) -> bool:
+    """Whether plain ustar headers with these names and sizes stand before the members, and nothing between them;
+    ValueError for a member that may not be read. The first `frames` members are named by number, all of one type."""
     offset = np.array([at for _, at, _ in members])
     size = np.array([n for _, _, n in members])
     if (offset[:-1] + -(-size[:-1] // BLOCK) * BLOCK + BLOCK != offset[1:]).any():
         return False
     bytes_of = np.frombuffer(data, np.uint8)
     headers = bytes_of.reshape(-1, BLOCK)[(offset - begin) // BLOCK - 1]
-    frames = [(n, suffix) for suffix, _, n in members if suffix[:5].isdigit()]
-    for n, suffix in [max(frames), *((n, suffix) for suffix, _, n in members if not suffix[:5].isdigit())]:
-        check_member(f"{key}.{suffix}", n)  # of frames, which are named by number, the largest
-    names = np.array([f"{key}.{suffix}" for suffix, _, _ in members], "S100")
+    for suffix, _, n in [members[int(size[:frames].argmax())], *members[frames:]]:
+        check_member(f"{key}.{suffix}", n)  # of the frames, the largest
+    names = np.array([f"{key}.{suffix}" for suffix, _, _ in members], "S")  # whole: a header's are cut at 100 bytes
     digits = headers[:, 124:135]
     kind = headers[:, 156]
     told = headers[:, :100].copy().view("S100")[:, 0]

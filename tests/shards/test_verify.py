@@ -8,10 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from shards.atomic import file_sha256
+from shards.codec import encode, sample_sha256
 from shards.dataset import Dataset
-from shards.index import ShardIndex, ipc_bytes, open_ipc
+from shards.index import Row, ShardIndex, index_bytes, ipc_bytes, open_ipc
 from shards.manifest import EPISODES, EPISODES_SCHEMA, MANIFEST, assemble, load, to_bytes
 from shards.members import LIMITS, check_member, scan
+from shards.statistics import pixel_sums
+from shards.tar import TarWriter
 from shards.verify import verify
 from shards.writer import ShardWriter
 from tests.helpers import make_dataset, make_episode
@@ -290,6 +294,32 @@ def test_a_shard_with_a_hostile_member_does_not_verify(directory):
         file.addfile(tarfile.TarInfo("key.pickle"))
     problems = verify(directory).problems
     assert any("'key.pickle'" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "message"),
+    [
+        ("00000x.pickle", "type 'pickle' is not read"),
+        ("00000.json.pth", "type 'pth' is not read"),
+        (f"{'x' * 90}.json", "is not read"),
+    ],
+)
+def test_a_hostile_member_that_the_index_names_does_not_verify(tmp_path, suffix, message):
+    """Also one whose name begins like a frame's, or is too long for the header that it stands in."""
+    episode = make_episode(0, steps=3)
+    members, key = [*encode(episode, "jpeg"), (suffix, b"x")], episode.info.key
+    tar = tmp_path / "shards/x.tar"
+    tar.parent.mkdir()
+    with tar.open("wb") as file:
+        writer = TarWriter(file)
+        located = [(name, writer.write(f"{key}.{name}"[:100], data), len(data)) for name, data in members]
+        writer.close()
+    row = Row(key, sample_sha256(members), dict(members)["json"].decode(), located[:4], located[4:],
+              episode.action, episode.reward, episode.state, *pixel_sums(episode.frames))  # fmt: skip
+    index = index_bytes([row], "jpeg-q95-444", tar.stat().st_size, file_sha256(tar))
+    tar.with_suffix(".arrow").write_bytes(index)
+    assemble(tmp_path)
+    assert message in _only_problem(tmp_path)
 
 
 @pytest.mark.parametrize("forge", ["split", "length", "row", "order", "another key"])
