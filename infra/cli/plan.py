@@ -1,19 +1,19 @@
 """`lewm plan RUN`: reach goals of held-out episodes by planning in latent space."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from infra.cli.common import Common, Device, pick_device
 from infra.console import print_json, print_table
-from models.planners import CEMConfig
+from models.planners import CEMConfig, ICEMConfig, MPPIConfig, PlannerConfig
 from trainers.evaluation.planning import PlanningConfig, PlanningScore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Args(Common):
-    """Plan from states of held-out episodes to what followed them, with CEM in latent space."""
+    """Plan from states of held-out episodes to what followed them, in latent space."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory, run name, or models:/NAME@alias."""
@@ -23,7 +23,19 @@ class Args(Common):
     """Seed of the goals, of the random actions and of the planner."""
     device: Device = "auto"
     """Device that plans: auto, cpu or cuda."""
-    solver: CEMConfig = field(default_factory=CEMConfig)
+    planner: Literal["cem", "icem", "mppi"] = "cem"
+    """Which planner; the settings of the others are not looked at, and giving any is an error."""
+    cem: CEMConfig = field(default_factory=CEMConfig)
+    icem: ICEMConfig = field(default_factory=ICEMConfig)
+    mppi: MPPIConfig = field(default_factory=MPPIConfig)
+
+    def solver(self) -> PlannerConfig:
+        """The settings of the planner that was chosen."""
+        settings: dict[str, PlannerConfig] = {"cem": self.cem, "icem": self.icem, "mppi": self.mppi}
+        for name, given in settings.items():
+            if name != self.planner and given != type(given)():
+                raise ValueError(f"--{name}.* is given but --planner is {self.planner}: add --planner {name}")
+        return settings[self.planner]
 
 
 def run(args: Args) -> None:
@@ -36,11 +48,12 @@ def run(args: Args) -> None:
 
     if args.goals < 1:
         raise ValueError(f"--goals must be at least 1, not {args.goals}")
+    solver = args.solver()
     home = args.find_home()
     found = find_run(args.run, home)
     choose_backend()
     tracker = MlflowTracker.attach(home.tracking_uri_to_read(), found.record.mlflow_run_id)
-    settings = PlanningConfig(goals=args.goals, seed=args.seed, solver=args.solver)
+    settings = PlanningConfig(goals=args.goals, seed=args.seed, solver=solver)
     try:
         score = workflows.plan(found, tracker, torch.device(pick_device(args.device)), settings)
     finally:
@@ -59,6 +72,6 @@ def print_planning(score: PlanningScore) -> None:
         [
             ("none: the start", f"{score.start_distance:.3f}", "0 %"),
             ("random", f"{score.random_distance:.3f}", f"{score.random_progress:.0%}"),
-            ("planned (CEM)", f"{score.planned_distance:.3f}", f"{score.planned_progress:.0%}"),
+            (f"planned ({score.planner})", f"{score.planned_distance:.3f}", f"{score.planned_progress:.0%}"),
         ],
     )

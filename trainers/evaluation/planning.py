@@ -1,10 +1,10 @@
 """Reaching goal images: from a state of a held-out episode to the one that followed it, planned in latent space.
 
 For every goal the simulator is put into the exact start state, by replaying the recorded actions. The goal is the
-stack of frames that the episode shows `horizon` blocks later, so it can be reached in that time. The planner (CEM,
-model-predictive: plan the remaining blocks, execute one, look again) is compared with uniform random actions from the
-same starts. Distance is measured in physical state, never in latents: root mean square over the observable columns,
-each in units of its standard deviation on training data, angles as sine and cosine.
+stack of frames that the episode shows `horizon` blocks later, so it can be reached in that time. The planner
+(model-predictive: plan the remaining blocks, execute one, look again, go on from the rest of the plan) is compared with
+uniform random actions from the same starts. Distance is measured in physical state, never in latents: root mean square
+over the observable columns, each in units of its standard deviation on training data, angles as sine and cosine.
 """
 
 import time
@@ -18,7 +18,7 @@ import torch
 from collectors.envs import Env
 from collectors.rollout import replay
 from models.lewm import LeWM
-from models.planners import CEMConfig, cem, goal_objective
+from models.planners import CEMConfig, PlannerConfig, WarmStart, goal_objective, planner_name, solve
 from shards.dataset import Dataset
 from shards.episode import StateColumn
 from trainers.evaluation.latents import held_out, observations
@@ -33,7 +33,7 @@ class PlanningConfig:
     random_repeats: int = 8
     minimum_distance: float = 0.5
     """Starts nearer to their goal than this are drawn again: they would be solved by doing nothing."""
-    solver: CEMConfig = field(default_factory=CEMConfig)
+    solver: PlannerConfig = field(default_factory=CEMConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class PlanningScore:
     planned_closer: float
     """Share of goals for which planning ended closer than the mean of the random attempts."""
     seconds_per_solve: float
+    planner: str
+    """`cem`, `icem` or `mppi`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def plan_to_goals(model: LeWM, dataset: Dataset, env: Env, config: PlanningConfi
         random_progress=float(1 - random.mean() / start.mean()),
         planned_closer=float((planned < random.mean(axis=1)).mean()),
         seconds_per_solve=seconds,
+        planner=planner_name(config.solver),
     )
     frames = [
         (first, attempt.frames[-1], attempt.goal_stack[-1])
@@ -192,27 +195,36 @@ def _control(model: LeWM, env: Env, attempts: list[_Attempt], config: PlanningCo
     """Drive every attempt towards its goal, in place; seconds of planning a solve for all of them."""
     device = model.pixel_mean.device
     skip, actions = model.config.frame_skip, env.spec.action_size
+    mean_K, std_K = model.action_mean.repeat(skip), model.action_std.repeat(skip)
     generators = [torch.Generator(device).manual_seed(config.seed * 100_003 + index) for index in range(len(attempts))]
     began = time.perf_counter()
     with torch.no_grad():
         goal_ED = model.encode(_stacked([attempt.goal_stack for attempt in attempts], device))
     seconds = time.perf_counter() - began
+    seen: list[torch.Tensor] = []
+    done: list[torch.Tensor] = []
+    warm_start: WarmStart | None = None
     for block in range(config.solver.horizon):
         began = time.perf_counter()
         with torch.no_grad():
-            z_ED = model.encode(_stacked([_last_stack(attempt.frames, model) for attempt in attempts], device))
-        solver = replace(config.solver, horizon=config.solver.horizon - block)
-        plan_EHK = cem(
+            seen.append(model.encode(_stacked([_last_stack(attempt.frames, model) for attempt in attempts], device)))
+        known = seen[-model.config.history :]
+        solution = solve(
             goal_objective(goal_ED),
             model,
-            z_ED,
-            mean_K=model.action_mean.repeat(skip),
-            std_K=model.action_std.repeat(skip),
+            torch.stack(known, dim=1),
+            config=replace(config.solver, horizon=config.solver.horizon - block),
+            mean_K=mean_K,
+            std_K=std_K,
             bounds=(-1.0, 1.0),
             generators=generators,
-            config=solver,
-        )
-        blocks = plan_EHK[:, 0].cpu().numpy().reshape(len(attempts), skip, actions)
+            warm_start=warm_start,
+            past=torch.stack(done[1 - len(known) :], dim=1) if len(known) > 1 else None,
+            decisions=skip,
+        ).checked()
+        done.append(solution.plan_EHK[:, 0])
+        warm_start = solution.after()
+        blocks = done[-1].cpu().numpy().reshape(len(attempts), skip, actions)
         seconds += time.perf_counter() - began
         for attempt, block_actions in zip(attempts, blocks, strict=True):
             env.set_state(attempt.state)
