@@ -95,11 +95,15 @@ def collection_note(line: "CollectProgress", per_actor: bool = False) -> str:
 
 
 def training_note(metrics: dict[str, float]) -> str:
-    """The few numbers of training worth watching, in one line."""
-    return (
+    """The few numbers of training worth watching, in one line; the bar adds the time left."""
+    note = (
         f"loss {metrics['train/prediction']:.4f} + reg {metrics['train/regularizer']:.3f}  "
-        f"{metrics['train/steps_per_second']:.1f} steps/s  wait {metrics['data/wait_share']:.0%}"
+        f"lr {metrics['train/lr']:.1e}  {metrics['train/steps_per_second']:.1f} steps/s  "
+        f"{metrics['train/samples_per_second']:,.0f} samples/s  "
+        f"wait {metrics['data/wait_share']:.0%}  MFU {metrics['train/mfu']:.0%}"
     )
+    memory = metrics.get("train/gpu_memory_gb")
+    return note if memory is None else f"{note}  {memory:.1f} GB"
 
 
 def print_json(value: Any) -> None:

@@ -8,9 +8,10 @@ plain containers only and is read with `weights_only=True`; nothing is unpickled
 """
 
 import json
+import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,16 +24,25 @@ from shards.atomic import sync
 
 _STEP = re.compile(r"step_(\d{9})")
 _TMP = ".tmp"
+BEST = "val/prediction_over_copy"
+"""Lower is better. The prediction loss alone falls also when latents collapse."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """All that a run needs to go on: `model` and `optimizer` state dicts and JSON-able `state`."""
+    """All that a run needs to go on: `model` and `optimizer` state dicts and JSON-able `state`.
+
+    `state["metrics"]`, where it is there, holds what was measured at this very step.
+    """
 
     step: int
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     state: Mapping[str, Any]
+
+    def on_host(self) -> "TrainState":
+        """A copy in host memory that training does not touch any more."""
+        return TrainState(self.step, _copied(self.model), _copied(self.optimizer), dict(self.state))
 
 
 class CheckpointSink(Protocol):
@@ -48,7 +58,10 @@ class CheckpointSink(Protocol):
 
 
 class LocalSink:
-    """Checkpoints in `run/checkpoints` of a file system that every rank sees; the newest `keep` stay."""
+    """Checkpoints in `run/checkpoints` of a file system that every rank sees.
+
+    The newest `keep` stay, and beside them the one that is best by `BEST` among those whose step was validated.
+    """
 
     def __init__(self, run: Path, keep: int) -> None:
         self.directory = run / "checkpoints"
@@ -78,8 +91,11 @@ class LocalSink:
             shutil.rmtree(target)
         temporary.rename(target)
         sync(self.directory)
-        for old in complete_checkpoints(self.directory)[: -self.keep]:
-            shutil.rmtree(old)
+        complete = complete_checkpoints(self.directory)
+        best = best_checkpoint(complete)
+        for old in complete[: -self.keep]:
+            if old != best:
+                shutil.rmtree(old)
         return target
 
 
@@ -88,6 +104,16 @@ def complete_checkpoints(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     return sorted(path for path in directory.iterdir() if _STEP.fullmatch(path.name) and (path / "COMPLETE").exists())
+
+
+def best_checkpoint(checkpoints: Sequence[Path]) -> Path | None:
+    """The checkpoint with the lowest `BEST`; None where none was validated at its step."""
+    values: dict[Path, float] = {}
+    for path in checkpoints:
+        value = json.loads((path / "state.json").read_text()).get("metrics", {}).get(BEST)
+        if value is not None and math.isfinite(value):
+            values[path] = value
+    return min(values, key=lambda path: values[path]) if values else None
 
 
 def load_checkpoint(path: Path) -> TrainState:
@@ -106,3 +132,14 @@ def load_checkpoint(path: Path) -> TrainState:
 def load_model_weights(model: nn.Module, path: Path) -> None:
     """Fill `model` from `path/model.safetensors`, strictly."""
     model.load_state_dict(load_file(path / "model.safetensors"))
+
+
+def _copied(value: Any) -> Any:
+    """Containers as they are, with every tensor copied to the host."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value

@@ -6,6 +6,7 @@ and in MLflow, and its sha256 is the run's config id. `lewm train --from run/con
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,13 @@ from pydantic import TypeAdapter, ValidationError
 from models.lewm import LeWMConfig
 from models.presets import preset
 from pipelines.tiers import Tier
+
+_WHERE = ("data", "workers", "device", "threads", "decode_threads", "prefetch", "tier", "compile")
+_WHEN = ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
+FREE = frozenset((*_WHERE, *_WHEN))
+"""Fields that a resumed run may change: they decide where and how fast, not what is computed. The dataset's digest and
+the number of threads are checked where they matter."""
+_WORKERS = re.compile(r"([1-9]\d*)(?:\.\.([1-9]\d*))?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,10 +53,12 @@ class TrainConfig:
     """Windows in a global batch, over all ranks."""
     stop_step: int = 2500
     seed: int = 0
-    workers: int = 1
-    """Ranks of the Ray Train job."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward pass, by autocast; losses, statistics and weights stay float32."""
+    workers: int | str = 1
+    """Ranks of the Ray Train job; 2..4 takes what there is from 2 to 4, and goes on when workers come or go."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """bfloat16 is of the forward pass, by autocast; losses, statistics and weights stay float32. float64 is of all."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile the model; auto does on CUDA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     """Torch threads a rank; 0 divides the machine's cores among the ranks."""
@@ -66,15 +76,26 @@ class TrainConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "stop_step", "workers", "prefetch", "decode_threads", "log_every", "validate_every"):
+        for name in ("batch_size", "stop_step", "prefetch", "decode_threads", "log_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.locality < 0:
             raise ValueError(f"locality must not be negative, not {self.locality}")
         if self.checkpoint_every < 1 or self.keep_checkpoints < 1:
             raise ValueError("checkpoint_every and keep_checkpoints must be at least 1")
-        if self.batch_size < self.workers:
-            raise ValueError(f"a global batch of {self.batch_size} windows cannot be shared by {self.workers} workers")
+        fewest, most = self.worker_range
+        if fewest > most:
+            raise ValueError(f"workers {self.workers}: the first number is the smaller one")
+        if self.batch_size < most:
+            raise ValueError(f"a global batch of {self.batch_size} windows cannot be shared by {most} workers")
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most ranks."""
+        found = _WORKERS.fullmatch(str(self.workers))
+        if found is None:
+            raise ValueError(f"workers must be a number from 1 on, or a range such as 2..4, not {self.workers!r}")
+        return int(found[1]), int(found[2] or found[1])
 
 
 def train_preset(name: str, data: str | Path) -> TrainConfig:
@@ -82,7 +103,9 @@ def train_preset(name: str, data: str | Path) -> TrainConfig:
     base = TrainConfig(preset=name, data=str(data), model=preset(name))
     if name == "article":
         optim = OptimConfig(lr=3e-4, warmup_steps=5_000)
-        return replace(base, batch_size=256, stop_step=500_000, checkpoint_every=10_000, optim=optim)
+        return replace(
+            base, batch_size=256, stop_step=500_000, checkpoint_every=10_000, optim=optim, precision="bfloat16"
+        )
     if base.model.encoder.kind == "vit":
         # The authors scheduled 100 epochs and stopped after 10 (139,000 steps of Push-T): the rate hardly decays.
         optim = OptimConfig(lr=5e-5, weight_decay=1e-3, warmup_steps=13_900, schedule_steps=1_390_000, final_share=0.0)
@@ -123,6 +146,18 @@ def parse_train_config(values: Any, *, source: str) -> TrainConfig:
     if unknown:
         raise ValueError(f"{source} has unknown fields: {', '.join(unknown)}")
     return config
+
+
+def check_resumable(before: TrainConfig, now: TrainConfig, what: str) -> None:
+    """ValueError, which shows the difference, where `now` would compute something else than `what` has so far.
+
+    The stop step may change where the schedule has a length of its own.
+    """
+    free = FREE | ({"stop_step"} if now.optim.schedule_steps is not None else set())
+    old, new = flatten(asdict(before)), flatten(asdict(now))
+    differing = [name for name in sorted(new) if name not in free and old[name] != new[name]]
+    if changed := [f"{name} was {old[name]!r}, is {new[name]!r}" for name in differing]:
+        raise ValueError(f"{what} has another configuration: {'; '.join(changed)}")
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -133,7 +133,7 @@ def _train(args: Args) -> float:
         def _on_step(self) -> bool:
             nonlocal best
             late = max(0.0, 1.0 - 2.0 * model._current_progress_remaining)
-            model.target_entropy = -float(env.action_space.shape[0]) * (1.0 - late * (1.0 + args.final_entropy))
+            model.target_entropy = -float(env.env.spec.action_size) * (1.0 - late * (1.0 + args.final_entropy))
             with torch.no_grad():
                 now = _weights(model.actor)
                 if model.num_timesteps <= args.learning_starts:

@@ -1,8 +1,11 @@
-"""Ray Train around `fit`: process group, restarts and a live view. Everything that is computed is in `trainers.loop`.
+"""Ray Train around `fit`: process group, restarts, elastic size, a live view. All computing is in `trainers.loop`.
 
 Checkpoints are written by rank 0 straight into the run directory, and every rank finds the latest there, so a run
 trained by Ray and one trained by `fit` alone have one layout and resume each other. Several nodes need storage that all
 of them see. Progress travels through a small actor, because Ray's reports reach the driver only at the end.
+
+A lost worker or node costs the steps since the latest checkpoint and a restart of all workers (seconds); so does a
+change of size, which Ray Train looks for every `RESIZE_SECONDS`. Every size sees the same global batches.
 """
 
 import os
@@ -17,13 +20,16 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.checkpoint import LocalSink
 from trainers.config import TrainConfig
+from trainers.learner import Diverged
 from trainers.loop import FitSummary, Progress, fit
 from trainers.tracker import NullTracker, Tracker
 
 MakeTracker = Callable[[], Tracker]
+RESIZE_SECONDS = 60.0
 
 
 class TrainingFailed(RuntimeError):
@@ -31,20 +37,20 @@ class TrainingFailed(RuntimeError):
 
 
 class _Board:
-    """Holds the newest progress line until the driver asks for it, and the summary at the end."""
+    """Holds the newest progress line until the driver asks for it, and at the end the summary, or why there is none."""
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
-        self.summary: FitSummary | None = None
+        self.end: FitSummary | str | None = None
 
     def push(self, progress: Progress) -> None:
         self.progress = progress
 
-    def finish(self, summary: FitSummary) -> None:
-        self.summary = summary
+    def finish(self, end: FitSummary | str) -> None:
+        self.end = end
 
-    def read(self) -> tuple[Progress | None, FitSummary | None]:
-        return self.progress, self.summary
+    def read(self) -> tuple[Progress | None, FitSummary | str | None]:
+        return self.progress, self.end
 
 
 def train_on_ray(
@@ -58,7 +64,8 @@ def train_on_ray(
     """Train `config` in `run` as a Ray Train job on the cluster that this process is connected to.
 
     `make_tracker` is called on rank 0 and must be picklable. A failed worker restarts the job from the latest
-    checkpoint, up to `max_failures` times. Raises `TrainingFailed`.
+    checkpoint, up to `max_failures` times (-1: without end). Raises `TrainingFailed`; a run that diverges is not
+    started again, because it would do so again.
     """
     use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
     if len([node for node in ray.nodes() if node["Alive"]]) > 1 and os.environ.get("LEWM_SHARED_HOME") != "1":
@@ -66,12 +73,18 @@ def train_on_ray(
             f"{run} is a path of this machine and the cluster has several nodes: put --home on storage that all see, "
             f"and say so with LEWM_SHARED_HOME=1"
         )
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    # On this node, whose loss ends the run anyway.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()
+    fewest, most = config.worker_range
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"config": config, "run": run, "make_tracker": make_tracker, "board": board},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=_resources(config, use_gpu)
+            num_workers=fewest if fewest == most else (fewest, most),
+            use_gpu=use_gpu,
+            resources_per_worker=_resources(most, use_gpu),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=ray.train.RunConfig(
             name=run.name,
@@ -90,9 +103,11 @@ def train_on_ray(
     finally:
         stop.set()
         watcher.join()
-    summary = ray.get(board.read.remote())[1]
-    assert summary is not None
-    return summary
+    end = ray.get(board.read.remote())[1]
+    if isinstance(end, str):
+        raise TrainingFailed(end)
+    assert end is not None
+    return end
 
 
 @contextmanager
@@ -124,10 +139,18 @@ def _train_worker(loop: dict[str, Any]) -> None:
             on_progress=lambda progress: board.push.remote(progress),
             after_checkpoint=lambda step, metrics: ray.train.report({"step": step, **metrics}),
         )
+    except Diverged as error:
+        # All ranks raise it together. Left to Ray, it would count as a failure that a restart may cure.
+        summary = f"Diverged: {error}; {_last_checkpoint(run)}"
     finally:
         tracker.close()
     if rank == 0:
         ray.get(board.finish.remote(summary))
+
+
+def _last_checkpoint(run: Path) -> str:
+    latest = LocalSink(run, 1).latest()
+    return f"{latest} is from before it" if latest else "no checkpoint was due before it"
 
 
 def _watch(board: Any, on_progress: Callable[[Progress], None] | None, stop: threading.Event) -> None:
@@ -140,10 +163,13 @@ def _watch(board: Any, on_progress: Callable[[Progress], None] | None, stop: thr
             on_progress(progress)
 
 
-def _resources(config: TrainConfig, use_gpu: bool) -> dict[str, float]:
-    """A worker's share of the cluster's processors; one GPU if they are used."""
-    cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0) // config.workers)
-    return {"CPU": cpus, "GPU": 1.0} if use_gpu else {"CPU": cpus}
+def _resources(workers: int, use_gpu: bool) -> dict[str, float]:
+    """What a worker asks for: one GPU if they are used, and as many processors as `workers` of them can
+    have on the nodes that are there."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = [int(resources.get("CPU", 0)) for resources in nodes]
+    each = next((c for c in range(max(cores, default=1), 1, -1) if sum(n // c for n in cores) >= workers), 1)
+    return {"CPU": float(each), "GPU": 1.0} if use_gpu else {"CPU": float(each)}
 
 
 def _cause(error: BaseException) -> str:

@@ -20,10 +20,10 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype, seconds: float = 0.
     best, started = float("inf"), time.perf_counter()
     torch.mm(a, a)
     while time.perf_counter() - started < seconds:
-        _synchronize(device)
+        synchronize(device)
         begin = time.perf_counter()
         torch.mm(a, a)
-        _synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - begin)
     return 2 * size**3 / best if best < float("inf") else float("nan")
 
@@ -34,7 +34,8 @@ def step_flops(model: LeWM, batch_size: int) -> float:
     device = model.pixel_mean.device
     shape = (1, config.history + 1, config.stack, config.image_size, config.image_size, 3)
     frames = torch.zeros(shape, dtype=torch.uint8, device=device)
-    action = torch.zeros(1, config.history, config.frame_skip * model.action_size, device=device)
+    shape = (1, config.history, config.frame_skip * model.action_size)
+    action = torch.zeros(shape, device=device, dtype=model.pixel_mean.dtype)
     training = model.training
     model.eval()
     counted = forward_flops(lambda: model.predict(model.encode(frames)[:, :-1], action))
@@ -44,12 +45,13 @@ def step_flops(model: LeWM, batch_size: int) -> float:
 
 @dataclass(slots=True)
 class Meter:
-    """Throughput between two log lines, and the time left."""
+    """Throughput between two log lines, the time left, and the most memory that a GPU was asked for."""
 
     batch_size: int
     flops_per_step: float
     ceiling: float
     stop_step: int
+    device: torch.device
     _step: int = 0
     _time: float = 0.0
     _wait: float = 0.0
@@ -69,10 +71,13 @@ class Meter:
             "train/eta_seconds": (self.stop_step - step) / rate,
             "data/wait_share": (wait_seconds - self._wait) / elapsed,
         }
+        if self.device.type == "cuda":
+            metrics["train/gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
         self.start(step, wait_seconds)
         return metrics
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was asked."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -11,6 +11,7 @@ from infra.cli import parse_args
 from infra.cli.common import Common, absolute, location, pick_device
 from infra.cli.errors import Failed
 from infra.console import print_json, print_table, progress, say, training_note
+from infra.home import Home, find_run
 from trainers.config import TrainConfig, load_train_config, train_preset
 
 
@@ -25,10 +26,13 @@ class Args(Common):
 
     name: str = ""
     """Name of the run; made from task, preset and time unless given."""
+    resume: str = ""
+    """Run to go on with, by name or directory: its configuration is taken, but for what else is given here."""
     address: str | None = None
     """Ray cluster to train on; a local Ray is started unless given."""
-    retries: int = 0
-    """Times that a failed job is restarted from its latest checkpoint."""
+    retries: int | None = None
+    """Times that a failed job is restarted from its latest checkpoint: 0 unless given, 100 with a range of workers,
+    whose comings and goings count."""
     from_config: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Configuration of another run (its config.json) to start from, instead of a preset."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: _preset("tiny"))
@@ -39,11 +43,18 @@ def parse(program: str, words: list[str]) -> Args:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--preset", default="tiny")
     first.add_argument("--from", dest="source", type=Path)
+    first.add_argument("--resume", default="")
+    first.add_argument("--home", type=Path)
     try:
         known, _ = first.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from error
-    base = load_train_config(absolute(known.source)) if known.source is not None else _preset(known.preset)
+    if known.resume:
+        if known.source is not None:
+            raise ValueError(f"give --resume {known.resume} or --from {known.source}, not both")
+        base = find_run(known.resume, Home.find(known.home)).config
+    else:
+        base = load_train_config(absolute(known.source)) if known.source is not None else _preset(known.preset)
     args: Args = parse_args(Args, program, words, default=Args(config=base))
     return replace(args, config=replace(args.config, data=location(args.config.data)))
 
@@ -56,8 +67,14 @@ def run(args: Args) -> None:
 
     config = replace(args.config, device=pick_device(args.config.device))
     environment = Dataset.open(config.data).environment
-    name = args.name or workflows.default_run_name(environment, config.preset)
-    home = args.find_home()
+    home, name = args.find_home(), args.name or workflows.default_run_name(environment, config.preset)
+    if args.resume:
+        run = find_run(args.resume, home)
+        if args.name not in ("", run.path.name):
+            raise ValueError(f"--resume {args.resume} goes on with {run.path.name}: leave --name {args.name} out")
+        home, name = Home(run.path.parent.parent), run.path.name
+    elastic = config.worker_range[0] < config.worker_range[1]
+    retries = args.retries if args.retries is not None else 100 * elastic
     ensure_ray(args.address)
     say(f"training {name} for {config.stop_step:,} steps of {config.batch_size} windows")
     with progress("train", config.stop_step, "steps") as bar:
@@ -67,13 +84,13 @@ def run(args: Args) -> None:
                 home,
                 name=name,
                 tracking_uri=home.tracking_uri,
-                max_failures=args.retries,
+                max_failures=retries,
                 on_progress=lambda line: bar.update(line.step, training_note(line.metrics)),
             )
         except TrainingFailed as error:
             raise Failed(f"run {name}: {error}; what was saved is in {home.runs / name}") from error
         except KeyboardInterrupt:
-            say(f"what was saved is in {home.runs / name}; the same command with --name {name} goes on from there")
+            say(f"what was saved is in {home.runs / name}; `lewm train --resume {name}` goes on from there")
             raise
     summary = trained.summary
     if args.json:

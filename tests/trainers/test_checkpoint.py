@@ -1,9 +1,18 @@
 """Checkpoints are whole or ignored, and hold no pickles."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from trainers.checkpoint import LocalSink, TrainState, complete_checkpoints, load_checkpoint
+from trainers.checkpoint import (
+    BEST,
+    LocalSink,
+    TrainState,
+    best_checkpoint,
+    complete_checkpoints,
+    load_checkpoint,
+)
 
 
 def state(step: int) -> TrainState:
@@ -31,6 +40,18 @@ def test_round_trip_and_retention(tmp_path):
     torch.testing.assert_close(loaded.model["weight"], torch.full((2,), 15.0))
     assert loaded.optimizer["param_groups"][0]["lr"] == 0.1
     assert loaded.state == {"loader": {"epoch": 1, "step": 2}, "threads": 1}
+
+
+def test_the_best_by_validation_stays_beside_the_newest(tmp_path):
+    sink = LocalSink(tmp_path, keep=1)
+    for step, value in ((5, 0.9), (10, 0.4), (15, float("nan")), (20, 0.6), (25, None)):
+        metrics = {} if value is None else {BEST: value}
+        sink.save(replace(state(step), state={"metrics": metrics}), "{}\n")
+    kept = complete_checkpoints(tmp_path / "checkpoints")
+    assert [path.name for path in kept] == ["step_000000010", "step_000000025"]
+    assert best_checkpoint(kept) == kept[0]
+    sink.save(replace(state(30), state={"metrics": {BEST: 0.1}}), "{}\n")
+    assert [path.name for path in complete_checkpoints(tmp_path / "checkpoints")] == ["step_000000030"]
 
 
 def test_a_checkpoint_that_was_being_written_is_ignored_and_removed(tmp_path):

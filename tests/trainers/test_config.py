@@ -7,6 +7,7 @@ import pytest
 
 from trainers.config import (
     TrainConfig,
+    check_resumable,
     config_id,
     config_json,
     flatten,
@@ -14,7 +15,7 @@ from trainers.config import (
     parse_train_config,
     train_preset,
 )
-from trainers.loop import learning_rate
+from trainers.optim import learning_rate
 
 
 def test_json_round_trip(tmp_path):
@@ -59,6 +60,32 @@ def test_not_json_and_missing_fields(tmp_path):
 def test_more_workers_than_windows_is_refused():
     with pytest.raises(ValueError, match="3 workers"):
         replace(train_preset("tiny", "/data"), batch_size=2, workers=3)
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(1, (1, 1)), (4, (4, 4)), ("2..4", (2, 4)), ("3", (3, 3))])
+def test_workers_are_a_number_or_a_range(tmp_path, workers, expected):
+    config = replace(train_preset("tiny", "/data"), workers=workers)
+    assert config.worker_range == expected
+    (tmp_path / "config.json").write_text(config_json(config))
+    assert load_train_config(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize("workers", [0, -1, "2..", "..4", "4..2", "many", ""])
+def test_bad_workers_are_refused(workers):
+    with pytest.raises(ValueError, match="workers"):
+        replace(train_preset("tiny", "/data"), workers=workers)
+
+
+def test_a_run_may_go_on_elsewhere_but_not_as_another():
+    config = train_preset("tiny", "/data")
+    check_resumable(config, replace(config, data="/other", workers="1..2", threads=3, compile="off"), "run one")
+    other = replace(config, seed=1, optim=replace(config.optim, lr=1.0))
+    with pytest.raises(ValueError, match=r"run one .*optim\.lr was 0\.002, is 1\.0; seed was 0, is 1"):
+        check_resumable(config, other, "run one")
+    with pytest.raises(ValueError, match="stop_step was 2500, is 9000"):
+        check_resumable(config, replace(config, stop_step=9000), "run one")
+    scheduled = replace(config, optim=replace(config.optim, schedule_steps=9000))
+    check_resumable(scheduled, replace(scheduled, stop_step=9000), "run one")
 
 
 def test_flatten():

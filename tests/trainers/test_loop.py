@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from models.encoders import EncoderConfig
-from models.lewm import LeWMConfig
-from models.predictors import PredictorConfig
 from tests.helpers import make_dataset
+from tests.trainers.helpers import random_config, tiny_config, weights
 from trainers.checkpoint import LocalSink
 from trainers.config import OptimConfig, TrainConfig
-from trainers.loop import Diverged, build_model, fit, learning_rate, null_value
+from trainers.learner import Diverged, Learner
+from trainers.loop import build_model, fit, null_value
+from trainers.optim import build_optimizer, learning_rate
 from trainers.tracker import NullTracker
+from trainers.validation import validate
 
 
 class Record(NullTracker):
@@ -35,29 +35,6 @@ def data(tmp_path_factory) -> Path:
     return path
 
 
-def tiny_config(data: Path, **changes) -> TrainConfig:
-    model = LeWMConfig(
-        image_size=16,
-        latent_dim=8,
-        frame_skip=2,
-        stack=2,
-        encoder=EncoderConfig(width=4, hidden=16),
-        predictor=PredictorConfig(hidden=16),
-    )
-    base = TrainConfig(
-        data=str(data),
-        model=model,
-        batch_size=8,
-        stop_step=30,
-        threads=1,
-        log_every=5,
-        validate_every=10,
-        checkpoint_every=10,
-        optim=OptimConfig(warmup_steps=5),
-    )
-    return replace(base, **changes)
-
-
 def run(config: TrainConfig, folder: Path, record: Record | None = None):
     return fit(
         config,
@@ -65,12 +42,6 @@ def run(config: TrainConfig, folder: Path, record: Record | None = None):
         tracker=record or Record(),
         device=torch.device("cpu"),
     )
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    latest = LocalSink(folder, 1).latest()
-    assert latest is not None
-    return load_file(latest / "model.safetensors")
 
 
 def test_losses_fall_and_are_recorded_once_a_step(data, tmp_path):
@@ -125,14 +96,92 @@ def test_a_resumed_run_equals_one_left_alone(data, tmp_path):
 def test_resuming_with_other_threads_is_refused(data, tmp_path):
     run(tiny_config(data, stop_step=10), tmp_path)
     with pytest.raises(ValueError, match="--threads 1"):
-        run(tiny_config(data, threads=2), tmp_path)
+        run(tiny_config(data, stop_step=10, threads=2), tmp_path)
     torch.set_num_threads(1)
+
+
+def test_another_configuration_is_refused_and_where_it_runs_is_not(data, tmp_path):
+    run(tiny_config(data, stop_step=10), tmp_path)
+    with pytest.raises(ValueError, match=r"optim\.lr was 0\.002, is 0\.1"):
+        run(tiny_config(data, stop_step=10, optim=OptimConfig(warmup_steps=5, lr=0.1)), tmp_path)
+    with pytest.raises(ValueError, match=r"stop_step was 10, is 20"):
+        run(tiny_config(data, stop_step=20), tmp_path)
+    make_dataset(tmp_path / "other", n=24, steps=20, seed=1)
+    with pytest.raises(ValueError, match=r"digest is '\w+' there and '\w+' here"):
+        run(tiny_config(tmp_path / "other", stop_step=10), tmp_path)
+    assert run(tiny_config(data, stop_step=10, prefetch=1, log_every=2, tier="memmap"), tmp_path).steps == 10
+
+
+def test_a_run_whose_schedule_has_a_length_may_go_on_for_longer(data, tmp_path):
+    optim = OptimConfig(warmup_steps=5, schedule_steps=40)
+    run(tiny_config(data, stop_step=20, optim=optim), tmp_path / "longer")
+    run(tiny_config(data, optim=optim), tmp_path / "longer")
+    run(tiny_config(data, optim=optim), tmp_path / "whole")
+    whole, longer = weights(tmp_path / "whole"), weights(tmp_path / "longer")
+    assert all(torch.equal(tensor, longer[name]) for name, tensor in whole.items())
 
 
 def test_divergence_stops_with_a_clear_message(data, tmp_path):
     wild = OptimConfig(lr=1e18, warmup_steps=0, clip_norm=1e30)
-    with pytest.raises(Diverged, match=r"at step \d+.*--optim.lr"):
+    with pytest.raises(Diverged, match=r"at step \d+: .*--optim.lr"):
         run(tiny_config(data, optim=wild, log_every=1), tmp_path)
+
+
+def test_a_checkpoint_is_from_before_the_first_step_that_was_not_finite(data, tmp_path, monkeypatch):
+    """One bad step between two looks; the weights that follow are bad, and none of them is saved."""
+    step = Learner.step
+
+    def bad_once(self, frames, action, number):
+        if number == 12:
+            with torch.no_grad():
+                next(self.model.predictor.parameters()).fill_(torch.inf)
+        return step(self, frames, action, number)
+
+    monkeypatch.setattr(Learner, "step", bad_once)
+    config = tiny_config(data, checkpoint_every=10, log_every=30, validate_every=30)
+    with pytest.raises(Diverged, match=r"prediction loss is (nan|inf) at step 13"):
+        run(config, tmp_path)
+    assert LocalSink(tmp_path, 1).latest() == tmp_path / "checkpoints/step_000000010"
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path).values())
+
+
+def test_nothing_in_a_step_looks_at_the_device(data, monkeypatch):
+    """Waiting for the device shows as a tensor that becomes a Python number."""
+    from shards.dataset import Dataset
+
+    config = random_config(data, stop_step=5, precision="bfloat16")
+    dataset = Dataset.open(data)
+    learner = Learner(config, build_model(config, dataset, torch.device("cpu")))
+    frames = torch.randint(0, 256, (8, 3, 16, 16, 3), dtype=torch.uint8)
+    action = torch.randn(8, 2, dataset.action_size)
+    learner.step(frames, action, 0)
+    for name in ("item", "tolist", "__float__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda self, name=name: pytest.fail(f"Tensor.{name} in a step"))
+    learner.step(frames, action, 1)
+
+
+def test_validation_is_in_the_precision_of_training(data):
+    from shards.dataset import Dataset
+
+    dataset = Dataset.open(data)
+    config = random_config(data)
+    model = build_model(config, dataset, torch.device("cpu"))
+    exact = validate(model, config, dataset)["val/prediction"]
+    rough = validate(model, replace(config, precision="bfloat16"), dataset)["val/prediction"]
+    assert exact != rough
+    assert rough == pytest.approx(exact, rel=0.1)
+    assert model.training
+
+
+def test_decay_is_of_matrices_only(data):
+    from shards.dataset import Dataset
+
+    model = build_model(tiny_config(data), Dataset.open(data), torch.device("cpu"))
+    matrices, vectors = build_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.3, 0.0)
+    assert all(parameter.ndim > 1 for parameter in matrices["params"])
+    assert all(parameter.ndim <= 1 for parameter in vectors["params"])
+    assert len(matrices["params"]) + len(vectors["params"]) == len(list(model.parameters()))
 
 
 def test_the_model_starts_from_the_seed_and_the_manifest(data):
