@@ -6,27 +6,31 @@ rank 0 of the training job writes it, and whatever is measured later goes to the
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import cast
+from pathlib import Path
 
 import torch
 
-from collectors.envs import EnvConfig, make_env
-from collectors.envs.base import Quality
+from collectors.envs import make_env
 from infra.home import Home
 from infra.registry import register
+from infra.report import gather, page
 from infra.tracking import MlflowTracker
 from models.lewm import LeWM
+from shards.atomic import write_atomically
 from shards.dataset import Dataset
-from trainers.config import TrainConfig, config_id, config_json, flatten
-from trainers.evaluation import figures
+from trainers.config import TrainConfig, check_resumable, config_id, config_json, flatten
+from trainers.evaluation import figures, surprise_figures
+from trainers.evaluation.control import ControlConfig, ControlScorecard, judge_control
 from trainers.evaluation.latents import held_out
 from trainers.evaluation.planning import PlanningConfig, PlanningScore, plan_to_goals
 from trainers.evaluation.probing import ProbeReport, probe_model
 from trainers.evaluation.scorecard import planning_metrics, write_scorecard
+from trainers.evaluation.surprise import SurpriseConfig, SurpriseReport, frames_around, judge_surprise
 from trainers.export import WorldModel, example_inputs
+from trainers.heads import save_heads
 from trainers.loop import FitSummary, Progress
 from trainers.ray_train import train_on_ray
 from trainers.rundir import Run, RunRecord
@@ -64,13 +68,15 @@ def train(
 ) -> Trained:
     """Train `config` as the run `name`, or go on with it if it was interrupted. Ray must be initialised.
 
-    Raises ValueError when the run exists with another configuration or dataset.
+    A run that goes on may change where and how fast it computes, not what (`trainers.config.FREE`). ValueError, which
+    shows the difference, when the run exists with another configuration or dataset.
     """
     dataset = Dataset.open(config.data)
     path = home.runs / name
     if path.exists() and (path / "run.json").exists():
         run = Run.open(path)
         _check_same(run, config, dataset)
+        run = Run.create(path, config, replace(run.record, config_id=config_id(config)))
         tracker = MlflowTracker.attach(tracking_uri, run.record.mlflow_run_id)
     else:
         tracker = MlflowTracker.create(
@@ -98,15 +104,22 @@ def train(
     return Trained(run, summary, tracker.run_id)
 
 
-def probe(run: Run, tracker: MlflowTracker, device: torch.device) -> ProbeReport:
+def probe(
+    run: Run,
+    tracker: MlflowTracker,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    on_probe: Callable[[int, int], None] | None = None,
+) -> ProbeReport:
     """Probe the newest checkpoint of a run; scorecard, metrics and figures go to the run and its record."""
     config, dataset, model = _open(run, device)
-    report = probe_model(model, config, dataset)
+    report = probe_model(model, config, dataset, seed=seed, on_probe=on_probe)
     episodes, _ = held_out(dataset)
     write_scorecard(run.path, "probe", report.scorecard)
     tracker.log_json("scorecards/probe.json", asdict(report.scorecard))
     tracker.log_metrics(report.scorecard.metrics(), config.stop_step)
-    tracker.log_figure("probe_scatter", figures.probe_scatter(report.fit))
+    tracker.log_figure("probe_scatter", figures.probe_scatter(report.fits))
     tracker.log_figure("latent_map", figures.latent_map(report.held_out, report.states, dataset))
     strip = figures.rollout_strip(model, dataset, int(episodes[0]), episodes)
     tracker.log_figure("rollout_strip", strip)
@@ -114,19 +127,45 @@ def probe(run: Run, tracker: MlflowTracker, device: torch.device) -> ProbeReport
     return report
 
 
+def surprise(
+    run: Run,
+    tracker: MlflowTracker,
+    device: torch.device,
+    settings: SurpriseConfig,
+    on_episode: Callable[[int, int], None] | None = None,
+) -> SurpriseReport:
+    """Judge the newest checkpoint of a run by events in the simulator; needs a GL backend to have been chosen."""
+    from trainers.evaluation.events import EVENTS  # MuJoCo, whose import fixes the GL backend
+    from trainers.evaluation.rollouts import Stage, recorded_environment
+
+    config, dataset, model = _open(run, device)
+    before, after = frames_around(config.model, settings)
+    stage = Stage(make_env(recorded_environment(dataset)), dataset, before=before, after=after)
+    try:
+        report = judge_surprise(model, dataset, stage, EVENTS, settings, on_episode)
+    finally:
+        stage.close()
+    write_scorecard(run.path, "surprise", report.scorecard)
+    tracker.log_json("scorecards/surprise.json", asdict(report.scorecard))
+    tracker.log_metrics(report.scorecard.metrics(), config.stop_step)
+    for score in ("prediction", "mahalanobis"):
+        curves = surprise_figures.score_curves(report, list(report.events), score)
+        tracker.log_figure(f"surprise_{score}", curves)
+    tracker.log_figure("surprise_auroc", surprise_figures.auroc_table(report.scorecard))
+    for label in report.events:
+        if label.endswith("(large)"):
+            name = f"surprise_{label.removesuffix(' (large)')}.gif"
+            tracker.log_artifact(surprise_figures.write_clip(run.path / "figures" / name, report, label), "figures")
+    tracker.flush()
+    return report
+
+
 def plan(run: Run, tracker: MlflowTracker, device: torch.device, config: PlanningConfig) -> PlanningScore:
     """Reach goals of held-out episodes by planning with a run's model; needs a GL backend to have been chosen."""
+    from trainers.evaluation.rollouts import recorded_environment  # MuJoCo, whose import fixes the GL backend
+
     train_config, dataset, model = _open(run, device)
-    common = dataset.manifest.common
-    env = make_env(
-        EnvConfig(
-            name=dataset.environment,
-            size=dataset.size,
-            camera=common.camera,
-            quality=cast(Quality, common.quality),
-            action_repeat=common.action_repeat,
-        )
-    )
+    env = make_env(recorded_environment(dataset))
     try:
         result = plan_to_goals(model, dataset, env, config)
     finally:
@@ -137,6 +176,45 @@ def plan(run: Run, tracker: MlflowTracker, device: torch.device, config: Plannin
     tracker.log_figure("planning_strip", figures.planning_strip(result.frames))
     tracker.flush()
     return result.score
+
+
+def control(
+    run: Run, tracker: MlflowTracker, device: torch.device, settings: ControlConfig, say: Callable[[str], None]
+) -> ControlScorecard:
+    """Fit control heads on the newest checkpoint of a run, and measure their returns; the heads are written to
+    `heads/control-<seed>.safetensors`. Needs a GL backend to have been chosen."""
+    from trainers.evaluation.rollouts import recorded_environment  # MuJoCo, whose import fixes the GL backend
+
+    config, dataset, model = _open(run, device)
+    env = make_env(recorded_environment(dataset))
+    try:
+        result = judge_control(model, dataset, env, settings, say)
+    finally:
+        env.close()
+    save_heads(result.heads, run.path / "heads" / f"control-{settings.seed}.safetensors")
+    write_scorecard(run.path, "control", result.scorecard)
+    tracker.log_json("scorecards/control.json", asdict(result.scorecard))
+    tracker.log_metrics(result.scorecard.metrics(), config.stop_step)
+    tracker.log_figure("control_strip", figures.episode_strip(result.frames))
+    tracker.flush()
+    return result.scorecard
+
+
+def report(runs: Sequence[Run], tracking_uri: str, path: Path) -> None:
+    """Write the page about some runs to `path`, and log it to each of them."""
+    trackers = [MlflowTracker.attach(tracking_uri, run.record.mlflow_run_id) for run in runs]
+    try:
+        stories = [
+            gather(run, tracker, run.load_model(torch.device("cpu")))
+            for run, tracker in zip(runs, trackers, strict=True)
+        ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page(stories).encode())
+        for tracker in trackers:
+            tracker.log_artifact(path, "report")
+    finally:
+        for tracker in trackers:
+            tracker.close()
 
 
 def register_model(run: Run, tracker: MlflowTracker) -> tuple[str, str]:
@@ -172,7 +250,4 @@ def _check_same(run: Run, config: TrainConfig, dataset: Dataset) -> None:
             f"run {run.record.name} was trained on the dataset {run.record.dataset_digest[:12]}, {config.data} is "
             f"{dataset.digest[:12]}: choose another --name"
         )
-    before, now = flatten(asdict(run.config)), flatten(asdict(config))
-    changed = [f"{key} was {before[key]!r}, is {now[key]!r}" for key in sorted(now) if before[key] != now[key]]
-    if changed:
-        raise ValueError(f"run {run.record.name} exists with another configuration: {'; '.join(changed)}")
+    check_resumable(run.config, config, f"run {run.record.name}")

@@ -33,7 +33,7 @@ def test_the_report_holds_what_was_measured(line):
     assert report.collection.frames_per_second > 0
     assert report.training_steps == settings.train_steps
     assert 0 <= report.data_wait_share < 1
-    targets = [score.target for score in report.probe.latent]
+    targets = [score.target for score in report.probe.scores("lewm")]
     assert targets == [
         "cart_position",
         "sin(pole_angle)",

@@ -107,6 +107,11 @@ class DMControlEnv:
         return self._physics
 
     @property
+    def camera(self) -> int:
+        """Number, in MuJoCo's model, of the camera that frames are rendered by."""
+        return self._camera
+
+    @property
     def task(self) -> Any:
         """dm_control's task, for policies that ask for its reward."""
         return self._env.task

@@ -121,6 +121,11 @@ class MetaWorldEnv:
         self.reset(0)
 
     @property
+    def camera(self) -> int:
+        """Number, in MuJoCo's model, of the camera that frames are rendered by."""
+        return self._camera
+
+    @property
     def task(self) -> Any:
         """Meta-World's own environment, for scripted policies. Looking is free, stepping it is not foreseen."""
         return self._env

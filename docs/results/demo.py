@@ -32,7 +32,11 @@ def main(paths: list[str]) -> None:
 def rows_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     """A row a probed quantity; the run's other figures are repeated in each."""
     probe, plan = report["probe"], report["planning"]
-    compared = zip(probe["latent"], probe["window"], probe["random_encoder"], probe["pixel_pca"], strict=True)
+    linear = [each for each in probe["results"] if each["probe"] == "linear"]
+    scores = {(each["source"], each["window"]): each["scores"] for each in linear}
+    compared = zip(
+        scores["lewm", 1], scores["lewm", 3], scores["random_encoder", 1], scores["pixel_pca", 1], strict=True
+    )
     return [
         {
             "seed": report["seed"],

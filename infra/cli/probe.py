@@ -1,23 +1,31 @@
-"""`lewm probe RUN`: linear probes of physical state."""
+"""`lewm probe RUN`: linear and MLP probes of physical state."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
 from infra.cli.common import Common, Device, pick_device
-from infra.console import print_json, print_table, say
-from trainers.evaluation.scorecard import ProbeScorecard
+from infra.console import print_json, print_table, progress, say
+from trainers.evaluation.probes import ProbeScore
+from trainers.evaluation.scorecard import Probe, ProbeScorecard, ProbeVerdict
+
+_TITLES: dict[Probe, str] = {"linear": "Linear probes", "mlp": "MLP probes"}
+_PROBES = 16
+"""Probes fitted: two kinds, four sources, two windows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Args(Common):
-    """Probe a run's latents for physical state on held-out episodes, beside two baselines."""
+    """Probe a run's latents for physical state on held-out episodes, beside three baselines."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run directory, run name, or models:/NAME@alias."""
     device: Device = "auto"
-    """Device that encodes: auto, cpu or cuda."""
+    """Device that encodes and fits: auto, cpu or cuda."""
+    seed: int = 0
+    """Seed of the MLP probes."""
 
 
 def run(args: Args) -> None:
@@ -31,7 +39,14 @@ def run(args: Args) -> None:
     found = find_run(args.run, home)
     tracker = MlflowTracker.attach(home.tracking_uri_to_read(), found.record.mlflow_run_id)
     try:
-        report = workflows.probe(found, tracker, torch.device(pick_device(args.device)))
+        with progress("probe", _PROBES, "probes") as bar:
+            report = workflows.probe(
+                found,
+                tracker,
+                torch.device(pick_device(args.device)),
+                seed=args.seed,
+                on_probe=lambda done, _: bar.update(done),
+            )
     finally:
         tracker.close()
     if args.json:
@@ -42,22 +57,44 @@ def run(args: Args) -> None:
 
 
 def print_probe(card: ProbeScorecard) -> None:
-    """The probe table: R2 from one latent and from three, and both baselines."""
-    rows = [
-        (
-            one.target,
-            f"{one.r2:.3f}  [{one.low:.3f}, {one.high:.3f}]",
-            f"{three.r2:.3f}",
-            f"{random.r2:.3f}",
-            f"{pixels.r2:.3f}",
-        )
-        for one, three, random, pixels in zip(
-            card.latent, card.window, card.random_encoder, card.pixel_pca, strict=True
-        )
-    ]
+    """A table a kind of probe, all columns from one latent and from three, baselines beside them, and the verdicts."""
+    for verdict in card.verdicts:
+        _print_probes(card, verdict.probe)
+    for verdict in card.verdicts:
+        print(_sentence(verdict))
+
+
+def _print_probes(card: ProbeScorecard, probe: Probe) -> None:
+    first = card.scores("lewm", probe)
+    rows = []
+    for index, target in enumerate(first):
+        for window in (1, 3):
+            score, *others = (
+                card.scores(source, probe, window)[index]
+                for source in ("lewm", "random_encoder", "pixel_pca", "true_state")
+            )
+            name = f"{target.target}{' (hidden)' if target.observable == 'hidden' else ''}" if window == 1 else ""
+            rows.append((name, str(window), *_cells(score), *(_number(other.r2) for other in others)))
     print_table(
-        f"Linear probes: R2 on {card.n_held_out} held-out episodes ({card.episodes}), fitted on {card.n_train}; "
+        f"{_TITLES[probe]} on {card.n_held_out} held-out episodes ({card.episodes}), fitted on {card.n_train}; "
         f"effective rank {card.effective_rank:.1f} of {card.latent_dim}",
-        ("quantity", "LeWM latent [95 %]", "3 latents", "random encoder", "pixel PCA"),
+        ("quantity", "latents", "R2 [95 %]", "r", "MSE", "random encoder", "pixel PCA", "true state"),
         rows,
     )
+
+
+def _cells(score: ProbeScore) -> tuple[str, str, str]:
+    if math.isnan(score.r2):
+        return "does not vary", "-", "-"
+    return f"{score.r2:.3f}  [{score.low:.3f}, {score.high:.3f}]", f"{score.r:.3f}", f"{score.mse:.3f}"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _sentence(verdict: ProbeVerdict) -> str:
+    head = f"{_TITLES[verdict.probe]}: R2 > {verdict.threshold} for {verdict.passed} of {verdict.columns} observable"
+    if verdict.met:
+        return f"{head} quantities (for {verdict.sure} with the whole interval): met."
+    return f"{head} quantities: not met. The worst is {verdict.worst} with {verdict.worst_r2:.3f}."

@@ -86,6 +86,8 @@ MISTAKES = [
     ("plan nope", "'nope' is neither a run directory nor a run"),
     ("plan nope --goals 0", "--goals must be at least 1, not 0"),
     ("plan nope --goals many", "--goals"),
+    ("plan nope --planner icem --cem.samples 99", "--cem.* is given but --planner is icem"),
+    ("plan nope --planner mppi --mppi.temperature 0", "temperature > 0"),
     ("probe models:/lewm-walker@champion", "there is no MLflow store"),
     ("probe", "RUN"),
     ("probe nope --device tpu", "--device"),

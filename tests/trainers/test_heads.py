@@ -1,6 +1,7 @@
 """Heads on cases with a known answer: true features, linear dynamics, rewards and actions that follow from them."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,11 @@ class LinearModel:
         return torch.stack(found, dim=1)
 
 
+def linear_model(history: int = 1, bias: float = 0.0) -> Any:
+    """In a LeWM's place."""
+    return LinearModel(history, bias)
+
+
 def trajectories(count=30, steps=40, seed=0, labelled=False):
     generator = torch.Generator().manual_seed(seed)
     found = []
@@ -54,12 +60,12 @@ def training(**changes):
 @pytest.mark.parametrize("history", [1, 3])
 def test_predicted_frames_are_what_the_model_says_from_before(history):
     parts = trajectories(3, 20)
-    data = _Data(LinearModel(history), parts, training())
+    data = _Data(linear_model(history), parts, training())
     for d in (1, 2):  # the dynamics is the true one
         torch.testing.assert_close(data.predicted[d], data.z, atol=1e-5, rtol=0)
     at = data.rows
     torch.testing.assert_close(data.windows(at, 2), data.windows(at, 0), atol=1e-5, rtol=0)
-    biased = _Data(LinearModel(history, bias=1.0), parts, training())
+    biased = _Data(linear_model(history, bias=1.0), parts, training())
     torch.testing.assert_close(biased.predicted[1][at], data.z[at] + 1.0, atol=1e-5, rtol=0)
     window = biased.windows(at, 1) - data.windows(at, 0)
     assert window[:, 0].abs().max() < 1e-5 < 0.9 < window[:, 1].min(), "only the newest is predicted"
@@ -67,7 +73,7 @@ def test_predicted_frames_are_what_the_model_says_from_before(history):
 
 def test_rows_stay_within_their_episode():
     parts = trajectories(3, 9)
-    data = _Data(LinearModel(), parts, training())
+    data = _Data(linear_model(), parts, training())
     for at in data.rows.tolist():
         episode, t = divmod(at, 10)
         assert SKIP <= t <= 9 - SKIP
@@ -79,8 +85,8 @@ def test_rows_stay_within_their_episode():
 
 def test_rewards_and_labels_are_recovered_on_other_episodes():
     longer = training(steps=800, heads=HeadsConfig(hidden=64))
-    heads = fit_heads(LinearModel(), trajectories(labelled=True), longer, seed=0)
-    data = _Data(LinearModel(), trajectories(seed=1, labelled=True), training())
+    heads = fit_heads(linear_model(), trajectories(labelled=True), longer, seed=0)
+    data = _Data(linear_model(), trajectories(seed=1, labelled=True), training())
     windows = data.windows(data.rows, 0)
     truth = data.gained[data.rows]
     with torch.no_grad():
@@ -92,8 +98,8 @@ def test_rewards_and_labels_are_recovered_on_other_episodes():
 
 def test_a_constant_reward_is_worth_its_geometric_sum():
     parts = [Trajectory(each.z, each.action, torch.ones_like(each.reward)) for each in trajectories(20)]
-    heads = fit_heads(LinearModel(), parts, training(refresh=30), seed=0)
-    data = _Data(LinearModel(), parts, training())
+    heads = fit_heads(linear_model(), parts, training(refresh=30), seed=0)
+    data = _Data(linear_model(), parts, training())
     assert float(data.values(heads).mean()) == pytest.approx(1 / (1 - 0.9), rel=0.05)
 
 
@@ -106,15 +112,15 @@ def test_the_prior_without_labels_prefers_what_turned_out_better():
         action = action.expand(-1, ACTIONS).contiguous()
         z = torch.randn(61, SIZE, generator=generator) * 0.01
         parts.append(Trajectory(z, action, action[:, 0] + 0.5))
-    heads = fit_heads(LinearModel(), parts, training(trace=0.0, expectile=0.5, temperature=0.05), seed=0)
-    data = _Data(LinearModel(), parts, training())
+    heads = fit_heads(linear_model(), parts, training(trace=0.0, expectile=0.5, temperature=0.05), seed=0)
+    data = _Data(linear_model(), parts, training())
     aligned = data.rows[(data.rows % 61) % SKIP == 0]
     with torch.no_grad():
         assert float(heads.prior(data.windows(aligned, 0)).mean()) > 0.35
 
 
 def test_the_objective_prefers_the_plan_with_more_reward_and_shuns_the_unknown():
-    heads = fit_heads(LinearModel(), trajectories(), training(), seed=0)
+    heads = fit_heads(linear_model(), trajectories(), training(), seed=0)
     near, far = torch.tensor([0.0, 0, 0, 0]), torch.tensor([2.0, 0, 0, 0])
     objective = RewardObjective(heads, near.expand(1, 1, -1), block=SKIP, disagreement=0.0, outside=0.0)
     plans = torch.stack([near.expand(3, -1), far.expand(3, -1)])[None]
@@ -144,7 +150,7 @@ def test_heads_come_back_as_they_were(tmp_path):
 
 def test_too_short_episodes_and_bad_settings_are_refused():
     with pytest.raises(ValueError, match="collect longer"):
-        fit_heads(LinearModel(), trajectories(2, 3), training(), seed=0)
+        fit_heads(linear_model(), trajectories(2, 3), training(), seed=0)
     for wrong in ({"expectile": 0.2}, {"steps": 3}, {"depth": 0}):
         with pytest.raises(ValueError, match="must be"):
             training(**wrong)

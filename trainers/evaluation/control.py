@@ -8,7 +8,7 @@ every contender: planning, the prior alone, the policies that collected the data
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,11 +19,12 @@ from torch import Tensor
 from collectors.envs.base import Env
 from collectors.policies import ExpertConfig, RandomConfig, SinglePolicy, make_policy
 from collectors.rollout import replay
-from models.control import ControlHeads
+from models.control import ControlHeads, RewardObjective
 from models.lewm import LeWM
+from models.planners import MPPIConfig, WarmStart, solve
 from shards.dataset import Dataset
 from shards.episode import Episode
-from trainers.agent import LatentHistory
+from trainers.agent import LatentHistory, imagined_prior
 from trainers.heads import HeadsTraining, Trajectory, encode_frames, fit_heads
 
 _EVALUATION, _DAGGER = 1 << 30, 1 << 29
@@ -95,6 +96,50 @@ class PriorActor:
     @torch.no_grad()
     def __call__(self, history: LatentHistory) -> Tensor:
         return self.heads.prior(history.window(self.heads.config.window))[:, : history.model.action_size]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlPlanner:
+    """How actions are planned at every decision, from what the prior would do."""
+
+    solver: MPPIConfig = field(default_factory=lambda: MPPIConfig(samples=128, iterations=3, elites=16, horizon=3))
+    spread: float = 0.3
+    """Standard deviation of the first candidates around the prior's plan."""
+    disagreement: float = 1.0
+    """Reward subtracted for each standard deviation of the reward ensemble."""
+    outside: float = 1.0
+    """Reward subtracted for imagined latents outside the training data; see `models.control`."""
+
+
+class PlanActor:
+    """The first action of a plan around the prior's, made anew at every decision."""
+
+    def __init__(self, model: LeWM, heads: ControlHeads, config: ControlPlanner, episodes: int, seed: int) -> None:
+        device = model.pixel_mean.device
+        self._heads, self._config = heads, config
+        self._generators = [torch.Generator(device).manual_seed(seed * 100_003 + e) for e in range(episodes)]
+
+    @torch.no_grad()
+    def __call__(self, history: LatentHistory) -> Tensor:
+        model, config, heads = history.model, self._config, self._heads
+        block = model.config.frame_skip
+        z, past = history.known()
+        prior = imagined_prior(model, heads, history, config.solver.horizon)
+        known = history.window(heads.config.window)
+        solution = solve(
+            RewardObjective(heads, known, block, disagreement=config.disagreement, outside=config.outside),
+            model,
+            z,
+            config=config.solver,
+            mean_K=torch.zeros_like(prior[0, 0]),
+            std_K=torch.full_like(prior[0, 0], config.spread),
+            bounds=(-1.0, 1.0),
+            generators=self._generators,
+            warm_start=WarmStart(prior, prior.new_empty(len(prior), 0, *prior.shape[1:])),
+            past=past if past.shape[1] else None,
+            decisions=block,
+        )
+        return solution.plan_EHK[:, 0, : model.action_size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +243,7 @@ class ControlConfig:
     """Of the heads, and of the episodes."""
     training: HeadsTraining = field(default_factory=HeadsTraining)
     dagger: DaggerConfig = field(default_factory=DaggerConfig)
+    planner: ControlPlanner = field(default_factory=ControlPlanner)
 
     def __post_init__(self) -> None:
         if self.episodes < 2:
@@ -274,13 +320,50 @@ def evaluation_seeds(config: ControlConfig) -> range:
 
 def baselines(env: Env, dataset: Dataset, config: ControlConfig) -> list[ReturnScore]:
     """The data's expert (where the task has one), the policies that collected, and uniform actions."""
-    from dataclasses import replace
-
     seeds, decisions = evaluation_seeds(config), config.decisions or env.spec.max_steps
-    contenders: dict[str, list[SinglePolicy]] = {
-        "collection": collecting_policies(dataset, len(seeds), config.seed),
-        "random": [RandomConfig()] * len(seeds),
-    }
-    if any(policy.kind == "expert" for policy in contenders["collection"]):
+    collecting = collecting_policies(dataset, len(seeds), config.seed)
+    contenders: dict[str, list[SinglePolicy]] = {"collection": collecting, "random": [RandomConfig()] * len(seeds)}
+    if any(policy.kind == "expert" for policy in collecting):
         contenders = {"expert": [ExpertConfig()] * len(seeds), **contenders}
     return [replace(play_policy(env, policies, seeds, decisions), name=name) for name, policies in contenders.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlResult:
+    """The scorecard, the heads that it judges, and the frames (T+1, h, w, 3) of a planned episode."""
+
+    scorecard: ControlScorecard
+    heads: ControlHeads
+    frames: np.ndarray
+
+
+def judge_control(
+    model: LeWM, dataset: Dataset, env: Env, config: ControlConfig, say: Callable[[str], None]
+) -> ControlResult:
+    """Fit heads on a run's latents and measure what they are worth; `env` is the dataset's environment."""
+    decisions, seeds = config.decisions or env.spec.max_steps, evaluation_seeds(config)
+    scores = baselines(env, dataset, config)
+    say(", ".join(f"{score.name} {score.mean:.1f}" for score in scores))
+    trajectories = training_trajectories(model, dataset, env if config.dagger.rounds else None)
+    recorded = len(trajectories)
+    heads = fit_control(model, trajectories, env, config, say)
+    actors: dict[str, Actor] = {
+        "prior": PriorActor(heads),
+        "plan": PlanActor(model, heads, config.planner, len(seeds), config.seed),
+    }
+    measured, frames = [], np.empty(0)
+    for name, actor in actors.items():
+        played = play(env, model, actor, seeds, decisions=decisions)
+        seconds = played.seconds / len(seeds)
+        measured.append(return_score(name, played.reward.sum(axis=1), played.success, seconds))
+        say(f"{name} {measured[-1].mean:.1f}")
+        frames = played.frames[0]
+    scorecard = ControlScorecard(
+        environment=env.spec.name,
+        decisions=decisions,
+        seed=config.seed,
+        training_episodes=recorded,
+        dagger_episodes=len(trajectories) - recorded,
+        scores=(*reversed(measured), *scores),
+    )
+    return ControlResult(scorecard, heads, frames)

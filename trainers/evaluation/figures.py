@@ -37,23 +37,28 @@ def loss_curves(history: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     return figure
 
 
-def probe_scatter(fit: ProbeFit, points: int = 2000) -> Figure:
-    """Truth against linear prediction on held-out episodes, one panel a target."""
-    count = len(fit.scores)
-    columns = min(count, 5)
-    rows = -(-count // columns)
+def probe_scatter(fits: Mapping[int, ProbeFit], points: int = 2000) -> Figure:
+    """Truth against linear prediction on held-out episodes, one panel a target, by fits from 1 and 3 latents.
+
+    What takes several frames to see is shown from three latents, the rest from one.
+    """
+    chosen = [(3 if score.observable == "several_frames" else 1, i) for i, score in enumerate(fits[1].scores)]
+    columns = min(len(chosen), 5)
+    rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(2.5 * columns, 2.7 * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    chosen = np.random.default_rng(0).permutation(len(fit.truth))[:points]
-    for index, (axis, score) in enumerate(zip(axes, fit.scores, strict=False)):
-        truth, prediction = fit.truth[chosen, index], fit.prediction[chosen, index]
+    for axis, (window, index) in zip(axes, chosen, strict=False):
+        fit, score = fits[window], fits[window].scores[index]
+        shown = np.random.default_rng(0).permutation(len(fit.truth))[:points]
+        truth, prediction = fit.truth[shown, index], fit.prediction[shown, index]
         limits = (float(truth.min()), float(truth.max()))
         axis.plot(limits, limits, color=_MUTED, linewidth=1)
         axis.scatter(truth, prediction, s=2, color=_ACCENT, alpha=0.4, linewidths=0)
-        axis.set_title(f"{score.target}\n$R^2$ = {score.r2:.3f}", fontsize=9)
+        result = "does not vary" if np.isnan(score.r2) else f"$R^2$ = {score.r2:.3f}"
+        axis.set_title(f"{score.target}\n{result}{', 3 latents' if window == 3 else ''}", fontsize=9)
         axis.set_xlabel("true", fontsize=8)
         axis.tick_params(labelsize=7)
-    for axis in axes[count:]:
+    for axis in axes[len(chosen) :]:
         axis.set_visible(False)
     axes[0].set_ylabel("read from the latent", fontsize=8)
     return figure
@@ -139,4 +144,15 @@ def planning_strip(frames: np.ndarray) -> Figure:
             axes[row, column].set(xticks=[], yticks=[])
     for row, name in enumerate(("start", "planned", "goal")):
         axes[row, 0].set_ylabel(name, fontsize=9)
+    return figure
+
+
+def episode_strip(frames: np.ndarray, count: int = 16) -> Figure:
+    """Evenly spaced frames of an episode (T+1, h, w, 3), two rows."""
+    chosen = np.linspace(0, len(frames) - 1, count).astype(int)
+    figure = Figure(figsize=(1.1 * count / 2, 2.6), layout="constrained")
+    for axis, step in zip(figure.subplots(2, count // 2).ravel(), chosen, strict=True):
+        axis.imshow(frames[step])
+        axis.set_title(str(step), fontsize=8)
+        axis.axis("off")
     return figure

@@ -1,6 +1,6 @@
 """Latents of whole episodes: what probes, figures and planning read a frozen model through."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,44 +38,42 @@ def observations(frames: np.ndarray, times: np.ndarray, config: LeWMConfig) -> n
 
 @torch.no_grad()
 def encode_episodes(
-    dataset: Dataset, episodes: np.ndarray, config: LeWMConfig, encode: Encode, *, stride: int = 1
-) -> list[EpisodeFeatures]:
-    """Features of whole stacks only: frames (n-1)s, (n-1)s + stride, ... of every episode."""
-    sequences = []
+    dataset: Dataset, episodes: np.ndarray, config: LeWMConfig, encoders: Mapping[str, Encode], *, stride: int = 1
+) -> dict[str, list[EpisodeFeatures]]:
+    """Features by each of `encoders` of whole stacks only: frames (n-1)s, (n-1)s + stride, ... of every episode.
+
+    Every episode is read and decoded once.
+    """
+    found: dict[str, list[EpisodeFeatures]] = {name: [] for name in encoders}
     for episode in episodes:
         frames = dataset.read_episode(int(episode)).frames
         times = np.arange((config.stack - 1) * config.stack_stride, len(frames), stride)
-        stacks = torch.from_numpy(observations(frames, times, config))
-        sequences.append(EpisodeFeatures(int(episode), times, encode(stacks).float().cpu().numpy()))
-    return sequences
+        features = encode_stacks(frames, times, config, encoders)
+        for name, sequences in found.items():
+            sequences.append(EpisodeFeatures(int(episode), times, features[name]))
+    return found
+
+
+@torch.no_grad()
+def encode_stacks(
+    frames: np.ndarray, times: np.ndarray, config: LeWMConfig, encoders: Mapping[str, Encode], *, batch: int = 256
+) -> dict[str, np.ndarray]:
+    """Features (M, D) float32 by each encoder of the stacks that end at frames `times` (M,)."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
+    for begin in range(0, len(times), batch):
+        stacks = torch.from_numpy(observations(frames, times[begin : begin + batch], config))
+        for name, encode in encoders.items():
+            parts[name].append(encode(stacks).float().cpu().numpy())
+    return {name: np.concatenate(each) for name, each in parts.items()}
+
+
+def spread_out(dataset: Dataset, episodes: np.ndarray, frames: int) -> np.ndarray:
+    """As many of `episodes`, evenly spaced, as hold about `frames` frames together; all, where they hold fewer."""
+    mean = float(np.mean(dataset.lengths[episodes])) + 1 if len(episodes) else 1.0
+    count = min(len(episodes), max(1, round(frames / mean)))
+    return episodes[np.linspace(0, len(episodes) - 1, count).round().astype(int)]
 
 
 def model_encoder(model: LeWM) -> Encode:
     """`model.encode` on the model's device."""
     return lambda stacks: model.encode(stacks.to(model.pixel_mean.device))
-
-
-class PixelPCA:
-    """The pixels' principal components, as many as a latent has dimensions: what a linear view of the input knows.
-
-    Components come from at most `samples` evenly spaced training observations.
-    """
-
-    def __init__(
-        self, dataset: Dataset, episodes: np.ndarray, config: LeWMConfig, *, samples: int = 1500, seed: int = 0
-    ) -> None:
-        per_episode = max(1, samples // len(episodes))
-        stacks = []
-        for episode in episodes:
-            frames = dataset.read_episode(int(episode)).frames
-            times = np.linspace((config.stack - 1) * config.stack_stride, len(frames) - 1, per_episode).astype(int)
-            stacks.append(observations(frames, times, config))
-        pixels = torch.from_numpy(np.concatenate(stacks)).flatten(1).float()
-        self.mean = pixels.mean(dim=0)
-        components = min(config.latent_dim, *pixels.shape)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.basis = torch.pca_lowrank(pixels - self.mean, q=components, center=False, niter=2)[2]
-
-    def __call__(self, stacks: Tensor) -> Tensor:
-        return (stacks.flatten(1).float() - self.mean) @ self.basis

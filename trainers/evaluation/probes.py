@@ -1,8 +1,11 @@
-"""Linear probes: how much of the named physical state can be read from frozen features with a ridge regression.
+"""Probes: how much of the named physical state can be read from frozen features, and how sure that is.
 
-Features and targets are standardised on training episodes; the ridge strength of each target is chosen by
-cross-validation over training episodes; R2 is measured on held-out episodes, with a bootstrap interval over episodes.
-Angles are probed as sine and cosine. A window of w features is w latents, `spacing` frames apart.
+A probe is fitted on training episodes and scored on held-out ones: R2, correlation r, and mean squared error in units
+of the target's variance on training data, each with a bootstrap interval over episodes, because the frames of one
+episode are not independent. Angles are probed as sine and cosine. A window of w features is w latents, `spacing` frames
+apart. Here are the rows that every probe works on, the scores, and the linear probe, a ridge regression whose strength
+is chosen for each target by cross-validation over training episodes; `mlp_probe` is the other one. A linear probe of
+10,000 rows and 768 features takes a second.
 """
 
 from collections.abc import Sequence
@@ -15,11 +18,18 @@ from trainers.evaluation.latents import EpisodeFeatures
 
 STRENGTHS = np.logspace(-6, 1, 15)
 """Ridge strengths tried, in units of the number of training rows (features have unit variance)."""
+_CONSTANT = 1e-6
+"""A target whose standard deviation is below this share of its size does not vary: float32 holds no more."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeScore:
-    """One target's result on held-out episodes. `low` and `high` bound the 95 % bootstrap interval of R2."""
+    """One target's result on held-out episodes. Pairs `low`, `high` bound 95 % bootstrap intervals: `low` and `high`
+    themselves that of R2.
+
+    All are NaN for a target that does not vary on the held-out or the training episodes. `strength` is the ridge's, and
+    None for other probes.
+    """
 
     target: str
     observable: str
@@ -27,7 +37,12 @@ class ProbeScore:
     low: float
     high: float
     r: float
-    strength: float
+    r_low: float
+    r_high: float
+    mse: float
+    mse_low: float
+    mse_high: float
+    strength: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +58,82 @@ class ProbeFit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """Design matrix of several episodes; `episode` numbers them 0, 1, ... in order."""
+class Rows:
+    """Features `x` (M, F) and targets `y` (M, targets) of several episodes; `episode` (M,) numbers them in order."""
 
     x: np.ndarray
     y: np.ndarray
     episode: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeData:
+    """What any probe needs: rows to fit on and to score on, and (name, observability) of every target."""
+
+    names: tuple[tuple[str, str], ...]
+    train: Rows
+    test: Rows
+
+    @staticmethod
+    def of(
+        train: Sequence[EpisodeFeatures],
+        test: Sequence[EpisodeFeatures],
+        states: dict[int, np.ndarray],
+        columns: Sequence[StateColumn],
+        *,
+        window: int = 1,
+        spacing: int = 1,
+    ) -> "ProbeData":
+        """Rows of features of episodes. `states` maps an episode's number to its (T+1, S) state."""
+        if not columns:
+            raise ValueError("the dataset names no physical state: there is nothing to probe for")
+        if not test:
+            raise ValueError("there is no held-out episode to probe: collect more episodes")
+        names = tuple(targets(columns, next(iter(states.values())))[0])
+        return ProbeData(names, *(_rows(each, states, columns, window, spacing) for each in (train, test)))
+
+    def standardised(self) -> "Standardised":
+        """Both parts in units of the training rows' mean and deviation."""
+        x_mean, x_std = self.train.x.mean(axis=0), _safe_std(self.train.x)
+        y_mean, y_std = self.train.y.mean(axis=0), _safe_std(self.train.y)
+        return Standardised(
+            (self.train.x - x_mean) / x_std, (self.train.y - y_mean) / y_std, (self.test.x - x_mean) / x_std, y_mean,
+            y_std,
+        )  # fmt: skip
+
+    def fit(self, prediction: np.ndarray, strengths: np.ndarray | None = None, bootstraps: int = 500) -> ProbeFit:
+        """The scores of predictions (M, targets) of the held-out rows."""
+        return ProbeFit(self._scores(prediction, strengths, bootstraps), self.test.y, prediction)
+
+    def _scores(self, prediction: np.ndarray, strengths: np.ndarray | None, bootstraps: int) -> tuple[ProbeScore, ...]:
+        variance = np.square(_safe_std(self.train.y))
+        sums = _episode_sums(self.test, prediction)
+        drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=bootstraps)
+        resampled = np.einsum("be,eks->kbs", drawn, sums)
+        values = _statistics(sums.sum(axis=0), variance)  # (3, targets): r2, r, mse
+        bounds = np.percentile(_statistics(resampled, variance), [2.5, 97.5], axis=1)  # (2, 3, targets)
+        varies = _varies(self.train.y) & _varies(self.test.y)
+        values, bounds = np.where(varies, values, np.nan), np.where(varies, bounds, np.nan)
+        return tuple(
+            ProbeScore(
+                name,
+                observable,
+                *(float(each) for k in range(3) for each in (values[k, i], *bounds[:, k, i])),
+                strength=None if strengths is None else float(strengths[i]),
+            )
+            for i, (name, observable) in enumerate(self.names)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Standardised:
+    """Training features and targets, held-out features, and what turns targets back."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
+    y_mean: np.ndarray
+    y_std: np.ndarray
 
 
 def targets(columns: Sequence[StateColumn], state: np.ndarray) -> tuple[list[tuple[str, str]], np.ndarray]:
@@ -65,54 +150,22 @@ def targets(columns: Sequence[StateColumn], state: np.ndarray) -> tuple[list[tup
     return names, np.stack(values, axis=1).astype(np.float64)
 
 
-def linear_probe(
-    train: Sequence[EpisodeFeatures],
-    test: Sequence[EpisodeFeatures],
-    states: dict[int, np.ndarray],
-    columns: Sequence[StateColumn],
-    *,
-    window: int = 1,
-    spacing: int = 1,
-    folds: int = 5,
-    bootstraps: int = 500,
-) -> ProbeFit:
-    """Fit on `train`, score on `test`. `states` maps an episode's number to its (T+1, S) state."""
-    if len(train) < folds:
-        raise ValueError(f"{len(train)} training episodes are too few for {folds}-fold cross-validation")
-    if not test:
-        raise ValueError("there is no held-out episode to probe: collect more episodes")
-    names = targets(columns, next(iter(states.values())))[0]
-    fit_rows = _rows(train, states, columns, window, spacing)
-    test_rows = _rows(test, states, columns, window, spacing)
-    x_mean, x_std = fit_rows.x.mean(axis=0), _safe_std(fit_rows.x)
-    y_mean, y_std = fit_rows.y.mean(axis=0), _safe_std(fit_rows.y)
-    x, y = (fit_rows.x - x_mean) / x_std, (fit_rows.y - y_mean) / y_std
-
+def linear_probe(data: ProbeData, *, folds: int = 5, bootstraps: int = 500) -> ProbeFit:
+    """Ridge regression, its strength chosen for each target by cross-validation over the training episodes."""
+    episodes = len(np.unique(data.train.episode))
+    if episodes < folds:
+        raise ValueError(f"{episodes} training episodes are too few for {folds}-fold cross-validation")
+    scaled = data.standardised()
+    x, y = scaled.x, scaled.y
     error = np.zeros((len(STRENGTHS), y.shape[1]))
     for fold in range(folds):
-        inside = fit_rows.episode % folds != fold
+        inside = data.train.episode % folds != fold
         for index, weights in enumerate(_ridge_path(x[inside], y[inside])):
             error[index] += np.square(x[~inside] @ weights - y[~inside]).sum(axis=0)
     best = error.argmin(axis=0)
     path = np.stack(_ridge_path(x, y))
     weights = np.stack([path[best[target], :, target] for target in range(y.shape[1])], axis=1)
-    prediction = ((test_rows.x - x_mean) / x_std) @ weights * y_std + y_mean
-
-    low, high = _bootstrap_r2(test_rows, prediction, bootstraps)
-    r2 = _r2(test_rows.y, prediction)
-    scores = tuple(
-        ProbeScore(
-            target=name,
-            observable=observable,
-            r2=float(r2[index]),
-            low=float(low[index]),
-            high=float(high[index]),
-            r=_correlation(test_rows.y[:, index], prediction[:, index]),
-            strength=float(STRENGTHS[best[index]]),
-        )
-        for index, (name, observable) in enumerate(names)
-    )
-    return ProbeFit(scores, test_rows.y, prediction)
+    return data.fit(scaled.x_test @ weights * scaled.y_std + scaled.y_mean, STRENGTHS[best], bootstraps)
 
 
 def _rows(
@@ -121,7 +174,7 @@ def _rows(
     columns: Sequence[StateColumn],
     window: int,
     spacing: int,
-) -> _Rows:
+) -> Rows:
     """One row a time step whose window lies within the episode: the newest feature last."""
     xs, ys, episodes = [], [], []
     for number, sequence in enumerate(sequences):
@@ -138,7 +191,7 @@ def _rows(
         episodes.append(np.full(len(rows), number))
     if not xs:
         raise ValueError(f"no episode is long enough for a window of {window} latents, {spacing} frames apart")
-    return _Rows(np.concatenate(xs).astype(np.float64), np.concatenate(ys), np.concatenate(episodes))
+    return Rows(np.concatenate(xs).astype(np.float64), np.concatenate(ys), np.concatenate(episodes))
 
 
 def _ridge_path(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
@@ -153,37 +206,25 @@ def _safe_std(x: np.ndarray) -> np.ndarray:
     return np.where(std > 1e-12, std, 1.0)
 
 
-def _r2(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    residual = np.square(truth - prediction).sum(axis=0)
-    total = np.square(truth - truth.mean(axis=0)).sum(axis=0)
-    return 1 - residual / np.where(total > 0, total, np.inf)
+def _varies(y: np.ndarray) -> np.ndarray:
+    return y.std(axis=0) > _CONSTANT * np.maximum(np.abs(y).max(axis=0), _CONSTANT)
 
 
-def _correlation(truth: np.ndarray, prediction: np.ndarray) -> float:
-    if truth.std() == 0 or prediction.std() == 0:
-        return 0.0
-    return float(np.corrcoef(truth, prediction)[0, 1])
+def _episode_sums(rows: Rows, prediction: np.ndarray) -> np.ndarray:
+    """(episodes, 7, targets): count, and sums of truth, prediction, their squares, their product, squared error.
+
+    Sums are about the truth's mean, so that squares of a target far from zero keep their digits.
+    """
+    centre = rows.y.mean(axis=0)
+    y, p = rows.y - centre, prediction - centre
+    terms = np.stack([np.ones_like(y), y, p, y * y, p * p, y * p, np.square(y - p)], axis=1)
+    return np.stack([terms[rows.episode == number].sum(axis=0) for number in np.unique(rows.episode)])
 
 
-def _bootstrap_r2(rows: _Rows, prediction: np.ndarray, bootstraps: int) -> tuple[np.ndarray, np.ndarray]:
-    """2.5 and 97.5 percentiles of R2 over resampled episodes, from per-episode sums."""
-    sums = np.stack(
-        [
-            np.stack(
-                [
-                    np.full(rows.y.shape[1], float(mask.sum())),
-                    rows.y[mask].sum(axis=0),
-                    np.square(rows.y[mask]).sum(axis=0),
-                    np.square(rows.y[mask] - prediction[mask]).sum(axis=0),
-                ]
-            )
-            for mask in (rows.episode == number for number in np.unique(rows.episode))
-        ]
-    )
-    generator = np.random.default_rng(0)
-    counts = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=bootstraps)
-    count, total, square, residual = np.einsum("be,eks->kbs", counts, sums)
-    spread = square - total**2 / count
-    r2 = 1 - residual / np.where(spread > 0, spread, np.inf)
-    low, high = np.percentile(r2, [2.5, 97.5], axis=0)
-    return low, high
+def _statistics(sums: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """R2, r and MSE, stacked, from sums (7, ..., targets); `variance` (targets,) is the unit of the MSE."""
+    count, y, p, yy, pp, yp, residual = sums
+    spread, predicted, together = yy - y**2 / count, pp - p**2 / count, yp - y * p / count
+    product = spread * predicted
+    r = together / np.sqrt(np.where(product > 0, product, np.inf))
+    return np.stack([1 - residual / np.where(spread > 0, spread, np.inf), r, residual / count / variance])
