@@ -36,6 +36,15 @@ CONFIGS: dict[str, PlannerConfig] = {
 EVERY = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Products this small gain nothing from a second thread, and on a busy machine wait long for it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Linear:
     """z' = A z + B a, from the newest latent."""
 
@@ -145,8 +154,8 @@ def test_one_iteration_of_cem_is_the_reference_update():
 
 
 @EVERY
-@settings(max_examples=10, deadline=None)
-@given(chunk=st.sampled_from([None, 1, 7, 50, 200, 300]), seed=st.integers(0, 1000), warm=st.booleans())
+@settings(max_examples=5, deadline=None)
+@given(chunk=st.sampled_from([None, 7, 50, 300]), seed=st.integers(0, 1000), warm=st.booleans())
 def test_planning_together_or_in_chunks_gives_each_environment_its_own_plan(config, chunk, seed, warm):
     torch.manual_seed(seed)
     z, goal, seeds = torch.randn(5, 2), torch.randn(5, 2), list(range(seed, seed + 5))
@@ -365,6 +374,7 @@ def test_a_planner_of_many_solves_gives_what_solve_gives(config):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
 def test_a_compiled_dynamics_plans_the_same():
     model, config = lewm(), CEMConfig(samples=20, iterations=2, elites=4, horizon=3)
     z = torch.randn(2, 1, 12, dtype=torch.float64)
