@@ -8,6 +8,8 @@ import pytest
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Tests compute on small tensors, for which a second thread mostly spins and, on a busy machine, waits for its turn.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 _cache = tempfile.TemporaryDirectory(prefix="lewm-test-cache-", ignore_cleanup_errors=True)
 os.environ["LEWM_CACHE"] = _cache.name
 
