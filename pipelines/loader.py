@@ -90,7 +90,8 @@ class LoaderMetrics:
 
     @property
     def wait_share(self) -> float:
-        """Share of the time that the consumer waited."""
+        """Share of the time that the consumer's thread waited for a batch. On CUDA that is the host's wait: the stream
+        may wait longer for the copy, which the host does not see (`lewm bench train` measures the step with it)."""
         return self.wait_seconds / self.seconds if self.seconds > 0 else 0.0
 
     @property

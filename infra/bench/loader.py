@@ -6,12 +6,14 @@ preallocated batch, with as many threads as the loader has: no loader that decod
 turns on the same data. `episodes` is the mean number of distinct episodes in a batch: speed that is bought with batches
 of few episodes shows there. Peers whose packages are missing are left out and named.
 
-Without `--data` 40 episodes of walker-walk are collected at 64 and at 224 px into the home. Takes about 4 minutes on 2
-cores once they are there.
+`MB` is the most memory, anonymous and shared, that a contender took beyond what was there, its processes included;
+mapped files are not in it. Without `--data` 1,000 episodes of walker-walk are collected at 64 and at 224 px into the
+home, which decoded take 8 GB.
 """
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,7 +36,7 @@ from shards.dataset import Dataset
 SPEC = WindowSpec(history=1, stack=3)
 FLOOR = "decode only"
 SIZES = (64, 224)
-EPISODES, STEPS = 40, 250
+EPISODES, STEPS = 1000, 50
 MILLION = 1_000_000
 
 
@@ -43,14 +45,14 @@ class Args(Common):
     """Measure the loader and its tiers against the decoder alone, stock WebDataset and HDF5."""
 
     data: tuple[Path, ...] = ()
-    """Dataset directories; walker-walk at 64 and 224 px is collected unless given."""
+    """Dataset directories; 1,000 episodes of walker-walk at 64 and at 224 px are collected unless given."""
     threads: int = 2
     """Threads of the loader and of the floor; processes of the others."""
     batch: int = 64
     """Windows a batch."""
     seconds: float = 2.0
     """How long a contender runs in a turn."""
-    turns: int = 3
+    turns: int = 5
     """Turns of every contender."""
     csv: Path | None = None
     """Write the rows there."""
@@ -65,8 +67,8 @@ class Args(Common):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One contender: windows/s, how many times the floor that is, and distinct episodes a batch. Of the start of an
-    epoch: seconds and megabytes of anonymous memory."""
+    """One contender: windows/s, how many times the floor that is, distinct episodes a batch, and the most memory taken
+    in any turn. Of the start of an epoch: seconds and megabytes of anonymous memory."""
 
     size: int
     contender: str
@@ -99,10 +101,10 @@ def run(args: Args) -> None:
         return
     table = [
         (str(r.size), r.contender, f"{r.windows_per_second:,.0f}", f"{r.low:,.0f}-{r.high:,.0f}", f"{r.ratio:.2f}x",
-         "-" if r.episodes is None else f"{r.episodes:.1f}")
+         "-" if r.episodes is None else f"{r.episodes:.1f}", f"{r.megabytes:,.0f}")
         for r in rows if r.windows_per_second is not None
     ]  # fmt: skip
-    print_table("Loading", ("px", "what", "windows/s", "range", "of decode only", "episodes a batch"), table)
+    print_table("Loading", ("px", "what", "windows/s", "range", "of decode only", "episodes a batch", "MB"), table)
     last = rows[-1]
     say(f"{last.contender}: {last.seconds:.2f} s, {last.megabytes:.0f} MB of anonymous memory")
 
@@ -114,6 +116,7 @@ def measure(args: Args, dataset: Dataset, scratch: Path, *, with_hdf5: bool) -> 
     from infra.bench import peers
 
     seen: dict[str, list[int]] = {}
+    most: dict[str, float] = {}
 
     def windows_of(name: str, open_iterator: Callable[[], Any], *, batched: bool) -> Callable[[], float]:
         def turn() -> float:
@@ -166,7 +169,10 @@ def measure(args: Args, dataset: Dataset, scratch: Path, *, with_hdf5: bool) -> 
         def counted(name: str, turn: Callable[[], float]) -> Callable[[], float]:
             def call() -> float:
                 nonlocal done
-                rate, done = turn(), done + 1
+                with _Memory() as memory:
+                    rate = turn()
+                most[name] = max(most.get(name, 0.0), memory.most / 1e6)
+                done += 1
                 bar.update(done, f"{name}: {rate:,.0f} windows/s")
                 return rate
 
@@ -176,9 +182,51 @@ def measure(args: Args, dataset: Dataset, scratch: Path, *, with_hdf5: bool) -> 
     floor = figures[FLOOR].rate
     distinct = {name: _distinct(seen.get(name, []), args.batch) for name in figures}
     return [
-        Row(dataset.size, name, each.rate, each.low, each.high, each.turns, each.rate / floor, distinct[name])
+        Row(
+            dataset.size,
+            name,
+            each.rate,
+            each.low,
+            each.high,
+            each.turns,
+            each.rate / floor,
+            distinct[name],
+            megabytes=most[name],
+        )
         for name, each in figures.items()
     ]
+
+
+class _Memory(threading.Thread):
+    """Looks, twenty times a second, at the memory of this process and its descendants: `most` bytes over the start."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most, self._ended = 0, threading.Event()
+
+    def __enter__(self) -> "_Memory":
+        self._before = _taken(os.getpid())
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.05):
+            self.most = max(self.most, _taken(os.getpid()) - self._before)
+
+
+def _taken(process: int) -> int:
+    """Bytes, anonymous and shared, of a process and its descendants; none of one that has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        children = " ".join(path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")).split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    own = sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+    return own + sum(_taken(int(child)) for child in children)
 
 
 def _name(tier: str, device: str) -> str:
@@ -293,7 +341,7 @@ def _collect(args: Args) -> list[Path]:
 
     paths = []
     for size in SIZES:
-        path = args.find_home().data / f"bench-walker-walk-{size}"
+        path = args.find_home().data / f"bench-walker-walk-{size}-{EPISODES}"
         config = CollectConfig(
             env=EnvConfig(name="dmc/walker-walk", size=size), policy=NoiseConfig(), episodes=EPISODES, steps=STEPS
         )
