@@ -16,13 +16,14 @@ def ensure_ray(address: str | None = None, *, cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
+    if address is not None:
+        _check_answers(address)
     if ray.is_initialized():
         return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
         return
-    _check_answers(address)
     try:
         ray.init(address=address, **quiet)
     except ConnectionError as error:
