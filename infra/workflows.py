@@ -79,15 +79,9 @@ def train(
         run = Run.create(path, config, replace(run.record, config_id=config_id(config)))
         tracker = MlflowTracker.attach(tracking_uri, run.record.mlflow_run_id)
     else:
-        tracker = MlflowTracker.create(
-            tracking_uri, home.artifacts, experiment=f"lewm/{dataset.environment}", name=name
-        )
+        tracker = _new_record(tracking_uri, home, config, dataset, name)
         record = RunRecord(name, tracker.run_id, dataset.digest, dataset.environment, config_id(config))
         run = Run.create(path, config, record)
-        tracker.log_params(flatten(asdict(config)))
-        tracker.log_json("config.json", json.loads(config_json(config)))
-        tracker.log_dataset(dataset, context="train")
-        tracker.set_tags({"config_id": config_id(config), "dataset_digest": dataset.digest, "preset": config.preset})
     try:
         summary = train_on_ray(
             config,
@@ -102,6 +96,30 @@ def train(
     tracker.log_figure("loss_curves", figures.loss_curves(tracker.history(_CURVES)))
     tracker.close()
     return Trained(run, summary, tracker.run_id)
+
+
+def record_of(run: Run, home: Home) -> MlflowTracker:
+    """The MLflow run of a run directory, set running again. A run whose weights were imported gets one here."""
+    if run.record.mlflow_run_id:
+        return MlflowTracker.attach(home.tracking_uri_to_read(), run.record.mlflow_run_id)
+    config, name = run.config, run.record.name
+    if not config.data:
+        raise ValueError(f"{name} was imported without a dataset: `lewm models import` it again, with --data")
+    tracker = _new_record(home.tracking_uri, home, config, Dataset.open(config.data), name)
+    tracker.set_tags({"imported": "true"})
+    Run.create(run.path, config, replace(run.record, mlflow_run_id=tracker.run_id))
+    return tracker
+
+
+def _new_record(tracking_uri: str, home: Home, config: TrainConfig, dataset: Dataset, name: str) -> MlflowTracker:
+    """A new MLflow run that says what is trained, on what."""
+    experiment = f"lewm/{dataset.environment}"
+    tracker = MlflowTracker.create(tracking_uri, home.artifacts, experiment=experiment, name=name)
+    tracker.log_params(flatten(asdict(config)))
+    tracker.log_json("config.json", json.loads(config_json(config)))
+    tracker.log_dataset(dataset, context="train")
+    tracker.set_tags({"config_id": config_id(config), "dataset_digest": dataset.digest, "preset": config.preset})
+    return tracker
 
 
 def probe(
@@ -200,9 +218,9 @@ def control(
     return result.scorecard
 
 
-def report(runs: Sequence[Run], tracking_uri: str, path: Path) -> None:
+def report(runs: Sequence[Run], home: Home, path: Path) -> None:
     """Write the page about some runs to `path`, and log it to each of them."""
-    trackers = [MlflowTracker.attach(tracking_uri, run.record.mlflow_run_id) for run in runs]
+    trackers = [record_of(run, home) for run in runs]
     try:
         stories = [
             gather(run, tracker, run.load_model(torch.device("cpu")))

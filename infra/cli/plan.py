@@ -44,7 +44,6 @@ def run(args: Args) -> None:
     from collectors.gl import choose_backend
     from infra import workflows
     from infra.home import find_run
-    from infra.tracking import MlflowTracker
 
     if args.goals < 1:
         raise ValueError(f"--goals must be at least 1, not {args.goals}")
@@ -52,7 +51,7 @@ def run(args: Args) -> None:
     home = args.find_home()
     found = find_run(args.run, home)
     choose_backend()
-    tracker = MlflowTracker.attach(home.tracking_uri_to_read(), found.record.mlflow_run_id)
+    tracker = workflows.record_of(found, home)
     settings = PlanningConfig(goals=args.goals, seed=args.seed, solver=solver)
     try:
         score = workflows.plan(found, tracker, torch.device(pick_device(args.device)), settings)

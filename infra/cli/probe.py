@@ -33,11 +33,10 @@ def run(args: Args) -> None:
 
     from infra import workflows
     from infra.home import find_run
-    from infra.tracking import MlflowTracker
 
     home = args.find_home()
     found = find_run(args.run, home)
-    tracker = MlflowTracker.attach(home.tracking_uri_to_read(), found.record.mlflow_run_id)
+    tracker = workflows.record_of(found, home)
     try:
         with progress("probe", _PROBES, "probes") as bar:
             report = workflows.probe(

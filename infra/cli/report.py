@@ -29,7 +29,7 @@ def run(args: Args) -> None:
     home = args.find_home()
     runs = [find_run(name, home) for name in args.runs]
     path = absolute(args.out) if args.out else runs[0].path / "report.html"
-    workflows.report(runs, home.tracking_uri_to_read(), path)
+    workflows.report(runs, home, path)
     if args.json:
         print_json({"report": path})
     else:

@@ -36,12 +36,11 @@ def run(args: Args) -> None:
     from collectors.gl import choose_backend
     from infra import workflows
     from infra.home import find_run
-    from infra.tracking import MlflowTracker
 
     home = args.find_home()
     found = find_run(args.run, home)
     choose_backend()
-    tracker = MlflowTracker.attach(home.tracking_uri_to_read(), found.record.mlflow_run_id)
+    tracker = workflows.record_of(found, home)
     try:
         with progress("surprise", args.settings.episodes, "episodes") as bar:
             report = workflows.surprise(
