@@ -28,6 +28,7 @@ import torch
 from pipelines.batch import Batch, BatchShape
 from pipelines.episodes import EpisodeTable
 from pipelines.fill import Filler
+from pipelines.lookahead import Lookahead
 from pipelines.order import WindowOrder
 from pipelines.prefetch import Prefetcher
 from pipelines.source import Filled, WindowSource
@@ -169,6 +170,7 @@ class Loader:
         self._shape = BatchShape(spec, self._end - self._first, table.size, table.action_size, state_size)
         self._source: WindowSource | None = None
         self._delivered = 0
+        self._lookahead = Lookahead(table, self._order) if locality else None
         self._prefetcher: Prefetcher[Slot, Filled] | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
         self._held: deque[Slot] = deque()
@@ -220,6 +222,8 @@ class Loader:
         self._wait_seconds += self._latest_batch - began
         self._count(reports)
         epoch, step = divmod(number, self.steps_per_epoch)
+        if self._lookahead is not None:
+            self._lookahead.reach(epoch, step * self.batch_size)
         episode, start = (torch.from_numpy(ids.copy()) for ids in (slot.episode, slot.start))
         return Batch(frames, action, state, episode, start, epoch, step)
 
@@ -318,6 +322,8 @@ class Loader:
         return prefetcher
 
     def _stop(self) -> None:
+        if self._lookahead is not None:
+            self._lookahead.close()
         if self._finalizer is not None:
             self._finalizer.detach()
         if self._prefetcher is not None:

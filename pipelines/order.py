@@ -71,11 +71,24 @@ class GroupedPermutation:
 
     def __init__(self, counts: np.ndarray, group: int, key: bytes) -> None:
         self._key, self._blocks = key, Permutation(len(counts), key)(np.arange(len(counts)))
+        self._group = group
         here = counts[self._blocks]
         self._ends = np.cumsum(here)
         # What to add to a number in the permuted blocks to get its number in the blocks as given.
         self._shift = (np.cumsum(counts) - counts)[self._blocks] - (self._ends - here)
         self._group_ends = np.append(self._ends[group - 1 : -1 : group], self._ends[-1])
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self._group_ends)
+
+    def group(self, position: int) -> int:
+        """The group that a position is in."""
+        return int(np.searchsorted(self._group_ends, position, side="right"))
+
+    def blocks(self, group: int) -> np.ndarray:
+        """The blocks of a group, int64."""
+        return self._blocks[group * self._group : (group + 1) * self._group]
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """Where `positions` (B,), int64, go: int64 (B,)."""
@@ -114,7 +127,7 @@ class WindowOrder:
             assert shards is not None
             self._episodes = np.argsort(shards, kind="stable")
             of_shards = np.bincount(shards, counts).astype(np.int64)
-            self._blocks = of_shards[of_shards > 0]
+            self._blocks, self._shards = of_shards[of_shards > 0], np.flatnonzero(of_shards)
             counts = counts[self._episodes]
             identity.append(locality)
         self._locality = locality
@@ -134,6 +147,18 @@ class WindowOrder:
         before = np.where(at > 0, self._ends[at - 1], 0)
         episode = at if self._episodes is None else self._episodes[at]
         return episode, number - before + self.spec.first_start
+
+    def group(self, epoch: int, position: int) -> tuple[int, int]:
+        """With locality: the group of shards that a position of an epoch is in, and how many groups there are."""
+        permutation = self._permutation(epoch, 0)
+        assert isinstance(permutation, GroupedPermutation)
+        return permutation.group(position), len(permutation)
+
+    def shards_of(self, epoch: int, group: int) -> np.ndarray:
+        """With locality: the shards of a group of an epoch, int64, numbered as `shards`."""
+        permutation = self._permutation(epoch, 0)
+        assert isinstance(permutation, GroupedPermutation)
+        return self._shards[permutation.blocks(group)]
 
     def _make_permutation(self, epoch: int, attempt: int) -> Permutation | GroupedPermutation:
         key = self._hash.copy()
