@@ -28,8 +28,8 @@ from shards.codec import frame_suffix, read_npy
 from shards.members import LIMITS
 from shards.mirror import origin_of
 
-_AHEAD = 8
-"""Windows whose members are read at a time."""
+_AHEAD, _AHEAD_BYTES = 8, 192 << 10
+"""Most windows whose members are read at a time, and most of their bytes, which should stay in cache until decoded."""
 _LIMIT = LIMITS["jpg"]
 _NPY = 0x93
 """First byte of an npy file. A JPEG begins with another."""
@@ -108,8 +108,8 @@ class FrameReader:
 class StreamedWindows:
     """Windows whose frames are read and decoded when they are asked for: the tier that needs no memory.
 
-    The members of `_AHEAD` windows are read before the first of them is decoded: a thread that gives up the GIL for
-    each read, between decoding, more often finds the other waiting for it.
+    The members of several windows are read before the first of them is decoded: a thread that gives up the GIL for each
+    read, between decoding, more often finds the other waiting for it.
     """
 
     tier = "stream"
@@ -117,6 +117,10 @@ class StreamedWindows:
     def __init__(self, table: EpisodeTable, spec: WindowSpec) -> None:
         self._table, self._reader = table, FrameReader(table)
         self._steps, self._states, self._offsets = spec.steps, spec.state_offsets, spec.unique_offsets
+        manifests = [dataset.manifest for dataset in table.datasets]
+        stored = sum(shard.tar_bytes for manifest in manifests for shard in manifest.shards)
+        window = len(self._offsets) * stored / sum(manifest.n_frames for manifest in manifests)
+        self._ahead = max(1, min(_AHEAD, int(_AHEAD_BYTES / window)))
         low, high = int(self._offsets[0]), int(self._offsets[-1]) + 1
         self._span = (low, high) if high - low == len(self._offsets) else None
 
@@ -128,9 +132,9 @@ class StreamedWindows:
         """See `WindowSource`."""
         read, damaged = 0, []
         windows = list(zip(numbers.tolist(), starts.tolist(), strict=True))
-        for begin in range(0, len(windows), _AHEAD):
+        for begin in range(0, len(windows), self._ahead):
             fetched = []
-            for row, (number, start) in enumerate(windows[begin : begin + _AHEAD], first + begin):
+            for row, (number, start) in enumerate(windows[begin : begin + self._ahead], first + begin):
                 episode = self._table.arrays(number)
                 slot.action[row] = episode.action[start : start + self._steps].reshape(slot.action.shape[1:])
                 if slot.state is not None:

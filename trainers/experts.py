@@ -5,8 +5,8 @@
 Needs the extra `[experts]`. The agent sees the task's own observation, flattened, acts every `action_repeat` control
 steps as collection does, and never renders. About 45 updates a second on one core. The learning rate is constant for
 the first half and falls linearly to a tenth, and the entropy that the actor is held to falls beside it. An exponential
-average of the actor's weights is evaluated beside the actor itself, and the better of the two, on episodes apart from
-those of the report, is what `actor.safetensors` holds.
+average of the actor's weights is evaluated beside the actor itself; the best on validation episodes, apart from those
+of the report, is what `actor.safetensors` holds, after a choice on more of them at the end.
 
     out/config.json  log.csv  actor.safetensors  checkpoint/    one whole checkpoint, replaced by rename
 
@@ -25,7 +25,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from collectors.envs import EnvConfig, make_env
 from collectors.envs.base import Env
@@ -59,6 +60,9 @@ class Args:
     """Decay an update of the averaged actor's weights."""
     evaluate_every: int = 10_000
     evaluation_episodes: int = 10
+    choice_episodes: int = 50
+    """Further validation episodes, at the end, for the choice between the last, the averaged and the best actor so far:
+    the best of many evaluations of few episodes owes some of its lead to luck."""
     checkpoint_every: int = 10_000
     threads: int = 1
     """Torch threads."""
@@ -159,7 +163,22 @@ def _train(args: Args) -> float:
     remaining = args.decisions - model.num_timesteps
     if remaining > 0:
         model.learn(remaining, callback=Watch(), reset_num_timesteps=False)
-    return best
+    return _choose(args, {"last": _weights(model.actor), "average": average}, model.num_timesteps)
+
+
+def _choose(args: Args, latest: dict[str, dict[str, torch.Tensor]], decisions: int) -> float:
+    """Keep the best of the latest actors and the one that is kept so far; its mean return on the episodes of choice."""
+    candidates = {name: (decisions, weights) for name, weights in latest.items()}
+    path = args.out / "actor.safetensors"
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            candidates["best so far"] = (int(file.metadata()["decisions"]), load_file(path))
+    seeds = range(11_000, 11_000 + args.choice_episodes)
+    found = {name: float(evaluate(args.task, weights, seeds).mean()) for name, (_, weights) in candidates.items()}
+    chosen = max(found, key=lambda name: found[name])
+    print(", ".join(f"{name} {score:.1f}" for name, score in found.items()), f"-> {chosen}", flush=True)
+    save_actor(args, candidates[chosen][1], candidates[chosen][0], found[chosen])
+    return found[chosen]
 
 
 def evaluate(task: str, weights: dict[str, torch.Tensor], seeds: range) -> np.ndarray:

@@ -198,7 +198,7 @@ def measure(args: Args, dataset: Dataset, scratch: Path, *, with_hdf5: bool) -> 
 
 
 class _Memory(threading.Thread):
-    """Looks, twenty times a second, at the memory of this process and its descendants: `most` bytes over the start."""
+    """Looks, five times a second, at the memory of this process and its descendants: `most` bytes over the start."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -214,7 +214,7 @@ class _Memory(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        while not self._ended.wait(0.05):
+        while not self._ended.wait(0.2):
             self.most = max(self.most, _taken(os.getpid()) - self._before)
 
 

@@ -20,7 +20,18 @@ from collectors.locks import locked
 from trainers.experts import Args, StateEnv, _check_same, _weights, save_actor, train
 
 WORDS = ["--task", "dmc/pendulum-swingup", "--width", "16", "--batch-size", "16", "--learning-starts", "40"]
-WORDS += ["--evaluate-every", "100", "--evaluation-episodes", "1", "--checkpoint-every", "50", "--decisions", "300"]
+WORDS += [
+    "--evaluate-every",
+    "100",
+    "--evaluation-episodes",
+    "1",
+    "--choice-episodes",
+    "2",
+    "--checkpoint-every",
+    "50",
+    "--decisions",
+    "300",
+]
 
 
 def resumable(checkpoint, since):
