@@ -153,7 +153,7 @@ def _rendering(reasons: dict[str, str | None]) -> list[Row]:
     working = [name for name, reason in reasons.items() if reason is None]
     rows = []
     for name, reason in reasons.items():
-        fix = f"apt-get install {_PACKAGE[name]}" if name in _PACKAGE else ""
+        fix = _apt(_PACKAGE[name]) if name in _PACKAGE else ""
         if reason is None:
             rows.append(Row(f"GL {name}", "ok", "renders a frame"))
         else:
@@ -165,7 +165,7 @@ def _rendering(reasons: dict[str, str | None]) -> list[Row]:
     elif working:
         rows.append(Row("rendering", "ok", f"{working[0]} would be chosen"))
     else:
-        rows.append(Row("rendering", "fail", "no backend renders", "apt-get install libosmesa6 libegl1"))
+        rows.append(Row("rendering", "fail", "no backend renders", _apt("libosmesa6", "libegl1")))
     return rows
 
 
@@ -206,6 +206,11 @@ def _port(port: int) -> Row:
     if is_free(port):
         return Row(f"port {port}", "ok", f"free, for {user}")
     return Row(f"port {port}", "warn", f"taken; {user} would use it", fix)
+
+
+def _apt(*packages: str) -> str:
+    """The command that installs system packages, as this user can give it."""
+    return f"{'' if os.geteuid() == 0 else 'sudo '}apt-get install {' '.join(packages)}"
 
 
 def _pip(name: str, tested: str) -> str:
