@@ -3,14 +3,17 @@
     python peer_reference.py small|full OUT
 
 `small` fills every parameter by the formula of `patterned`, so that recorded outputs alone can be compared with later;
-`full` is the released size with random weights. Nothing of ours is imported here.
+`full` is the released size with random weights. Nothing of ours is imported here, and of the package only its world
+models: what its own first import brings along wants a torchvision whose build fits that of torch.
 """
 
 # pyright: reportMissingImports=false
 
+import importlib.util
 import json
 import math
 import sys
+import types
 import zlib
 from pathlib import Path
 
@@ -42,7 +45,18 @@ def actions(batch: int, times: int, block: int) -> torch.Tensor:
     return torch.sin(torch.arange(batch * times * block, dtype=torch.float64)).float().reshape(batch, times, block)
 
 
+def import_only_what_is_asked_for(package: str) -> None:
+    """From now on the package's submodules are imported without what its `__init__` imports."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise SystemExit(f"{package} is not installed")
+    module = types.ModuleType(package)
+    module.__path__ = list(spec.submodule_search_locations)
+    sys.modules[package] = module
+
+
 def main(size: str, out: Path) -> None:
+    import_only_what_is_asked_for("stable_worldmodel")
     from stable_worldmodel.wm.lewm import LeWM
     from stable_worldmodel.wm.lewm.module import MLP, Embedder, Predictor
     from stable_worldmodel.wm.loss import SIGReg

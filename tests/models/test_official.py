@@ -23,8 +23,8 @@ from tests.models.peer_reference import SIZES, actions, frames, patterned
 
 HERE = Path(__file__).parent
 PACKAGES = [
-    *("torch==2.13.0", "torchvision==0.28.0", "einops", "transformers==5.23.0", "opencv-python-headless", "loguru"),
-    *("tqdm", "hydra-core", "omegaconf", "gymnasium", "rich", "pillow", "lancedb", "imageio"),
+    *("torch==2.13.0", "einops", "transformers==5.23.0", "opencv-python-headless", "loguru", "tqdm", "hydra-core"),
+    *("omegaconf", "gymnasium", "rich", "pillow", "lancedb", "imageio"),
 ]
 
 
