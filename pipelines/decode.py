@@ -28,8 +28,8 @@ from shards.codec import frame_suffix, read_npy
 from shards.members import LIMITS
 from shards.mirror import origin_of
 
-_AHEAD, _AHEAD_BYTES = 8, 192 << 10
-"""Most windows whose members are read at a time, and most of their bytes, which should stay in cache until decoded."""
+_AHEAD_BYTES = 4 << 20
+"""Most bytes of the members that are read at a time, of as many windows as they are; those of one window at least."""
 _LIMIT = LIMITS["jpg"]
 _NPY = 0x93
 """First byte of an npy file. A JPEG begins with another."""
@@ -120,7 +120,7 @@ class StreamedWindows:
         manifests = [dataset.manifest for dataset in table.datasets]
         stored = sum(shard.tar_bytes for manifest in manifests for shard in manifest.shards)
         window = len(self._offsets) * stored / sum(manifest.n_frames for manifest in manifests)
-        self._ahead = max(1, min(_AHEAD, int(_AHEAD_BYTES / window)))
+        self._ahead = max(1, int(_AHEAD_BYTES / window))
         low, high = int(self._offsets[0]), int(self._offsets[-1]) + 1
         self._span = (low, high) if high - low == len(self._offsets) else None
 

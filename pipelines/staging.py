@@ -21,7 +21,7 @@ from torch import Tensor
 from pipelines.batch import BatchShape
 
 _SHIFT = 16
-"""Bytes by which frames are off the alignment of memory. Rows that begin at a multiple of 32 are written by
+"""Bytes by which frames are off a multiple of twice as many. Rows that begin at a multiple of 32 are written by
 libjpeg-turbo past the cache, which is slower at 64 px than writing all others through it."""
 
 
@@ -48,8 +48,14 @@ class HostSlot(Slot):
 
     def __init__(self, shape: BatchShape, pin: bool = False) -> None:
         super().__init__(shape)
-        memory = torch.empty(math.prod(shape.frames) + _SHIFT, dtype=torch.uint8, pin_memory=pin)
-        self._frames = memory[_SHIFT:].view(shape.frames)
+        size = math.prod(shape.frames)
+        room = size + 2 * _SHIFT
+        # numpy asks for huge pages, which torch does not: without them each window takes some page faults.
+        memory = (
+            torch.empty(room, dtype=torch.uint8, pin_memory=True) if pin else torch.from_numpy(np.empty(room, np.uint8))
+        )
+        begin = (_SHIFT - memory.data_ptr()) % (2 * _SHIFT)
+        self._frames = memory[begin : begin + size].view(shape.frames)
         self._action = torch.empty(shape.action, dtype=torch.float32, pin_memory=pin)
         self._state = torch.empty(shape.state, dtype=torch.float32, pin_memory=pin) if shape.state_size else None
         self.frames, self.action = self._frames.numpy(), self._action.numpy()
