@@ -18,6 +18,7 @@ from infra.cli.errors import Failed, one_line
 
 HELP = {
     "demo": "the whole line in a few minutes: collect, train, probe, plan, register",
+    "run": "one task from nothing to a judged, registered model",
     "collect": "record episodes of a task into shards",
     "shards": "list, verify, look at, join, import and copy datasets",
     "train": "train a model as a Ray Train job",
@@ -27,7 +28,10 @@ HELP = {
     "control": "act in the task, for reward, with a run's latents",
     "report": "one HTML page about a run, or several side by side",
     "presets": "show the model presets with parameters and FLOPs",
-    "models": "list, show and promote registered models",
+    "models": "list, show, promote and load registered models",
+    "cluster": "start, join and stop a Ray cluster",
+    "submit": "send a collection or a training run to a cluster as a job",
+    "jobs": "list, watch and stop jobs",
     "ui": "open the MLflow page",
     "bench": "measure this machine: collection, loader, planning",
     "doctor": "check this machine and say how to mend it",
