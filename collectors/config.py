@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pydantic
 
 from collectors.envs.base import EnvConfig, VariationConfig
-from collectors.policies import AnyPolicy, RandomConfig
+from collectors.policies import AnyPolicy, MixtureConfig, OracleConfig, RandomConfig, SinglePolicy
 from shards.codec import Encoding
 
 
@@ -39,10 +39,21 @@ class CollectConfig:
     @property
     def config8(self) -> str:
         """The first 8 hex digits of the sha256 of all that shapes an episode: everything but `episodes` and `seed`."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("episodes", "seed")}
+        policy = self.policy
+        if isinstance(policy, MixtureConfig):
+            policy = replace(policy, policies=tuple(map(as_recorded, policy.policies)))
+        else:
+            policy = as_recorded(policy)
+        values = asdict(replace(self, policy=policy))
+        del values["episodes"], values["seed"]
         if self.env.variation == VariationConfig():
             del values["env"]["variation"]  # episodes are then what they were before there was variation
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def as_recorded(policy: SinglePolicy) -> SinglePolicy:
+    """A policy as episodes and hashes have it: with the default for what changes its speed alone."""
+    return replace(policy, threads=OracleConfig().threads) if isinstance(policy, OracleConfig) else policy
 
 
 def load_collect_config(path: Path) -> CollectConfig:

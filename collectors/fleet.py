@@ -10,14 +10,16 @@ that they have complete. One collector works on a directory at a time, and waits
 
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from collectors.cluster import ensure_ray
+from collectors.cluster import check_fits, ensure_ray
 from collectors.config import CollectConfig
-from collectors.envs import EnvSpec, make_env
+from collectors.envs import EnvConfig, EnvSpec, make_env
 from collectors.locks import locked, writers_gone
 from collectors.policies import components, make_policy
 from collectors.supervisor import ActorConfig, ActorCounts, CollectionFailed, Counts, Supervisor, Unit
@@ -35,6 +37,8 @@ _STOP_SECONDS = 30.0
 """How long actors may take to end after a collection that was stopped."""
 _ORPHAN_SECONDS = 60.0
 """How long to wait for the actors of a collector that was killed. Ray ends them within seconds."""
+_VISIBLE_SECONDS = 60.0
+"""How long a network file system may take to show here what another node has committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +66,11 @@ class Progress:
     def frames_per_second(self) -> float:
         return self.frames / self.seconds if self.seconds > 0 else 0.0
 
-    @property
-    def eta_seconds(self) -> float | None:
-        """Seconds to go at the rate so far; None before the first episode."""
-        recorded = self.episodes - self.existing
-        return self.seconds / recorded * (self.total - self.episodes) if recorded else None
-
 
 @dataclass(frozen=True, slots=True)
 class CollectSummary:
-    """What a collection came to. `frames` and `seconds` are of this call alone, from the first actor's start."""
+    """What a collection came to. `frames` and `seconds` are of this call alone, from when its actors were
+    asked for to the last commit."""
 
     path: str
     episodes: int
@@ -105,29 +104,33 @@ def collect(
 ) -> CollectSummary:
     """Record the episodes of `config` that `out` does not hold yet, and assemble its manifest.
 
-    Raises ValueError for a configuration that cannot work and for a directory that holds another collection or is in
-    use, CollectionFailed when it cannot go on. However it ends, the manifest names what was committed.
+    Raises ValueError for a configuration that cannot work and for a directory that holds another collection or more
+    episodes, is in use, or is not shared by the nodes; CollectionFailed when it cannot go on. However it ends, the
+    manifest names what was committed.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
-    spec = _check(config)
+    config, spec = _checked(config)
+    actor = actor or ActorConfig()
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
+    with locked(out) as word:
         if not writers_gone(out, _ORPHAN_SECONDS):
             raise ValueError(f"{out}: actors of an earlier collector still write here: try again when they have ended")
         remove_leftovers(out)
         prefix = _prefix(config)
         keys = committed_keys(out)
         _check_same_collection(out, keys, prefix, spec)
-        missing = [number for number in range(config.episodes) if f"{prefix}-{number:08d}" not in keys]
-        began = time.perf_counter()
+        _check_no_more(out, keys, config)
+        missing = [number for number in range(config.episodes) if _key(prefix, number) not in keys]
         existing = config.episodes - len(missing)
         done = Progress(existing, config.episodes, existing, 0, 0, 0.0)
         supervisor: Supervisor | None = None
         if missing:
-            _save(out, config, {})
             ensure_ray(address, cpus=max(workers, os.cpu_count() or 1))
+            check_fits(actor.cpus, actor.gpus)
+            _save(out, config, {})
+            began = time.perf_counter()
 
             def report(counts: Counts) -> None:
                 nonlocal done
@@ -135,14 +138,15 @@ def collect(
                 if on_progress is not None:
                     on_progress(done)
 
-            units, parts = _units(config, out, missing)
+            units, parts = _units(prefix, committed(out), missing)
             supervisor = Supervisor(
                 config,
                 out,
                 units,
                 parts,
+                word=word,
                 workers=workers,
-                actor=actor or ActorConfig(),
+                actor=actor,
                 local=address is None,
                 on_commit=report,
             )
@@ -159,9 +163,10 @@ def collect(
                 remove_leftovers(out)  # of actors that were lost
             if supervisor.skipped:
                 _save(out, config, supervisor.skipped)
-        if not committed(out):
+        skipped = supervisor.skipped if supervisor else {}
+        if len(skipped) == config.episodes:
             raise CollectionFailed(f"{out}: every episode failed; {COLLECTION} says how")
-        manifest: Manifest = assemble(out)
+        manifest = _assemble(out, config.episodes - len(skipped), 0.0 if address is None else _VISIBLE_SECONDS)
     return CollectSummary(
         path=str(out),
         episodes=manifest.n_episodes,
@@ -175,7 +180,7 @@ def collect(
         renderers=done.renderers,
         lost=done.lost,
         recycled=done.recycled,
-        skipped=tuple(sorted(supervisor.skipped)) if supervisor else (),
+        skipped=tuple(sorted(skipped)),
         actors=done.actors,
     )
 
@@ -201,19 +206,17 @@ def _save(out: Path, config: CollectConfig, skipped: Mapping[int, str]) -> None:
     write_atomically(out / COLLECTION, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def _units(config: CollectConfig, out: Path, missing: list[int]) -> tuple[list[Unit], dict[str, int]]:
-    """Every unit with missing episodes, and how many shards each has: a unit begun before gets a new part."""
-    names = committed(out)
-    units, parts = [], {}
-    for first in range(0, config.episodes, UNIT):
-        numbers = tuple(number for number in missing if first <= number < first + UNIT)
-        if numbers:
-            stem = f"{_prefix(config)}-{first:08d}"
-            units.append(Unit(stem, numbers))
-            parts[stem] = 1 + max(
-                (int(name.rsplit("-", 1)[1]) for name in names if name.startswith(f"{stem}-")), default=-1
-            )
-    return units, parts
+def _units(prefix: str, names: Iterable[str], missing: Iterable[int]) -> tuple[list[Unit], dict[str, int]]:
+    """Every unit with missing episodes (in order), and how many shards each stem has: a unit begun before gets a new
+    part. `names` are the committed shards."""
+    numbers: dict[int, list[int]] = defaultdict(list)
+    for number in missing:
+        numbers[number // UNIT * UNIT].append(number)
+    parts: dict[str, int] = defaultdict(int)
+    for name in names:
+        if found := re.fullmatch(rf"({prefix}-\d{{8}})-(\d+)", name):
+            parts[found[1]] = max(parts[found[1]], 1 + int(found[2]))
+    return [Unit(_key(prefix, first), tuple(unit)) for first, unit in numbers.items()], parts
 
 
 def _prefix(config: CollectConfig) -> str:
@@ -221,11 +224,48 @@ def _prefix(config: CollectConfig) -> str:
     return f"{slug}-{config.config8}-{config.seed}"
 
 
-def _check(config: CollectConfig) -> EnvSpec:
-    """What the environment is, seen without rendering; ValueError when it or one of the policies cannot be made."""
-    env = make_env(config.env)
+def _key(prefix: str, number: int) -> str:
+    return f"{prefix}-{number:08d}"
+
+
+def _assemble(out: Path, expected: int, seconds: float) -> Manifest:
+    """The manifest of all `expected` episodes, looking for them for up to `seconds`. CollectionFailed when some are not
+    there although their actors committed them."""
+    deadline = time.monotonic() + seconds
+    while True:
+        manifest = assemble(out) if committed(out) else None
+        found = manifest.n_episodes if manifest else 0
+        if manifest and found >= expected:
+            return manifest
+        if time.monotonic() >= deadline:
+            raise CollectionFailed(
+                f"{out} holds {found} episodes, and actors committed {expected}: does every node share this directory?"
+            )
+        time.sleep(1)
+
+
+def _checked(config: CollectConfig) -> tuple[CollectConfig, EnvSpec]:
+    """`config` without what it would be anyway, and its environment as seen without rendering.
+
+    So the same episodes have the same keys, whether or not somebody wrote a default out. ValueError when the
+    environment or one of the policies cannot be made.
+    """
+    spec = _spec(config.env)
     for policy in components(config.policy):
-        make_policy(policy, env.spec)
+        make_policy(policy, spec)
+    env = config.env
+    if env.camera is not None or env.action_repeat is not None:
+        usual = _spec(replace(env, camera=None, action_repeat=None))
+        env = replace(
+            env,
+            camera=None if env.camera == usual.camera else env.camera,
+            action_repeat=None if env.action_repeat == usual.action_repeat else env.action_repeat,
+        )
+    return replace(config, env=env, steps=None if config.steps == spec.max_steps else config.steps), spec
+
+
+def _spec(config: EnvConfig) -> EnvSpec:
+    env = make_env(config)
     env.close()
     return env.spec
 
@@ -245,6 +285,15 @@ def _check_same_collection(out: Path, keys: set[str], prefix: str, spec: EnvSpec
                 f"{out} was recorded with {_listed(before)}, here is {_listed(spec.versions)}: install those versions "
                 f"to add episodes, or choose another --out"
             )
+
+
+def _check_no_more(out: Path, keys: set[str], config: CollectConfig) -> None:
+    highest = max((int(key[-8:]) for key in keys), default=-1)
+    if highest >= config.episodes:
+        raise ValueError(
+            f"{out} holds episodes up to number {highest}, more than the {config.episodes} asked for: "
+            f"give --episodes {highest + 1} or more, or choose another --out"
+        )
 
 
 def _listed(versions: Mapping[str, str]) -> str:

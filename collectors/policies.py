@@ -5,10 +5,9 @@ planner must not be able to exploit states that the model never saw, so demonstr
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
-import pydantic
 
 from collectors.envs.base import Env, EnvSpec
 
@@ -99,7 +98,6 @@ class MixtureConfig:
 
 
 AnyPolicy = SinglePolicy | MixtureConfig
-PolicyConfig = Annotated[AnyPolicy, pydantic.Field(discriminator="kind")]
 
 PolicyName = Literal["random", "noise", "expert", "oracle", "mixed"]
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)

@@ -4,18 +4,19 @@ An episode is a pure function of (dataset seed, episode number, configuration), 
 recorded seed and actions the simulator can be brought back, exactly, to every state of the episode.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from collectors.config import CollectConfig
+from collectors.config import CollectConfig, as_recorded
 from collectors.envs.base import Env
 from collectors.policies import draw, make_policy
 from shards.episode import Episode, EpisodeInfo
 
-_STRETCH = 100
-"""Frames in which a renderer that went bad must show."""
+_MOVED = 0.2
+"""Metres or radians by which visible state may not move while frames stay the same, without a second look."""
 
 
 class EpisodeFailed(RuntimeError):
@@ -24,6 +25,10 @@ class EpisodeFailed(RuntimeError):
 
 class BadFrame(EpisodeFailed):
     """The renderer gave a frame that cannot be right."""
+
+
+class Interrupted(Exception):
+    """For `on_step` to raise: the recording is to end at once. No failure of the episode."""
 
 
 def episode_seed(seed: int, number: int) -> int:
@@ -38,8 +43,10 @@ def begin(env: Env, seed: int, *, random_start: bool) -> None:
         env.randomize(np.random.default_rng([seed, 1]))
 
 
-def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
+def record_episode(env: Env, config: CollectConfig, number: int, on_step: Callable[[], None] | None = None) -> Episode:
     """Record episode `number`. Raises EpisodeFailed when the simulator or the renderer fails.
+
+    `on_step` is called before each step; what it raises as Interrupted is passed on.
 
     An episode is a success if it was one after any step, as Meta-World counts.
     """
@@ -61,13 +68,19 @@ def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
         policy.reset(env, rng)
         solved = env.success()
         for step in range(steps + 1):
+            if on_step is not None:
+                on_step()
             frames[step], state[step] = env.render(), env.physical_state()
             if not np.isfinite(state[step]).all():
                 raise FloatingPointError("the physics is not finite")
             if step < steps:
                 action[step] = policy.act(env)
                 reward[step] = env.step(action[step])
+                if not np.isfinite(reward[step]):
+                    raise FloatingPointError("the reward is not finite")
                 solved = solved or env.success()
+    except Interrupted:
+        raise
     except Exception as error:
         start = " from a random start" if random_start else ""
         raise EpisodeFailed(
@@ -75,10 +88,16 @@ def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
             f"{type(error).__name__}: {error}"
         ) from error
     visible = [column.observable == "one_frame" for column in env.spec.columns]
-    if _looks_frozen(frames, state[:, visible], number):
-        # What moves may have left the camera's view. A renderer that froze cannot show the first frame again.
+    _check_colours(frames, number)
+    frozen = _last_frozen(frames, state[:, visible], number)
+    if frozen is not None:
+        # What moves may have left the camera's view. A renderer that froze for good cannot show the first frame again,
+        # and one that froze for a while now shows another frame than it did.
         begin(env, seed, random_start=random_start)
-        if not np.array_equal(env.render(), frames[0]):
+        same = np.array_equal(env.render(), frames[0])
+        for step in range(frozen if same else 0):
+            env.step(action[step])
+        if not (same and np.array_equal(env.render(), frames[frozen])):
             raise BadFrame(f"episode {number}: the frames froze; does this GL backend work? see lewm doctor")
     info = EpisodeInfo(
         environment=env.spec.name,
@@ -86,7 +105,7 @@ def record_episode(env: Env, config: CollectConfig, number: int) -> Episode:
         seed=config.seed,
         number=number,
         episode_seed=seed,
-        policy={**asdict(policy_config), "random_start": random_start, **_varied(env, config)},
+        policy={**asdict(as_recorded(policy_config)), "random_start": random_start, **_varied(env, config)},
         camera=env.spec.camera,
         size=size,
         quality=env.spec.quality,
@@ -129,19 +148,28 @@ def _described(name: str, action_repeat: int, versions: dict[str, str]) -> str:
     return f"{name}, action repeat {action_repeat}, {packages}"
 
 
-def _looks_frozen(frames: np.ndarray, visible: np.ndarray, number: int) -> bool:
-    """Whether, in some stretch of an episode, frames stay the same while visible state moves.
+def _check_colours(frames: np.ndarray, number: int) -> None:
+    """BadFrame for a frame of one colour. Of a good frame it looks at every eighth pixel of every eighth row."""
+    alike = (frames[:, ::8, ::8] == frames[:, :1, :1]).all(axis=(1, 2, 3))
+    for step in np.flatnonzero(alike):
+        if (frames[step] == frames[step, 0, 0]).all():
+            raise BadFrame(
+                f"episode {number}: frame {step} has one colour only; does this GL backend work? see lewm doctor"
+            )
 
-    BadFrame for a frame of one colour, and where no frame of the whole episode differs. Of a good stretch it looks at
-    no more than two frames.
+
+def _last_frozen(frames: np.ndarray, visible: np.ndarray, number: int) -> int | None:
+    """The last frame of the longest run of equal frames while visible state moves; None without one.
+
+    BadFrame where no frame of the whole episode differs.
     """
-    frozen = 0
-    for begin in range(0, len(frames), _STRETCH):
-        part, moved = frames[begin : begin + _STRETCH], visible[begin : begin + _STRETCH]
-        if any(frame.min() == frame.max() for frame in (part[0], part[-1])):
-            raise BadFrame(f"episode {number}: a frame has one colour only; does this GL backend work? see lewm doctor")
-        same = all(np.array_equal(part[0], frame) for frame in part[1:])  # ends at the first that differs
-        frozen += len(part) > 1 and same and np.ptp(moved, axis=0).max(initial=0) > 0.2
-    if frozen and all(np.array_equal(frames[0], frame) for frame in frames):
+    differs = [not np.array_equal(before, after) for before, after in zip(frames[:-1], frames[1:], strict=True)]
+    edges = [0, *(np.flatnonzero(differs) + 1), len(frames)]
+    runs = [(begin, end) for begin, end in zip(edges[:-1], edges[1:], strict=True) if end - begin > 1]
+    frozen = [(end - begin, end) for begin, end in runs if np.ptp(visible[begin:end], axis=0).max(initial=0) > _MOVED]
+    if not frozen:
+        return None
+    length, end = max(frozen)
+    if length == len(frames):
         raise BadFrame(f"episode {number}: the state moves and the frames do not; does this GL backend work?")
-    return bool(frozen)
+    return int(end) - 1

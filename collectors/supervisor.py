@@ -1,10 +1,12 @@
 """Drives the actors: hands out units, watches over the actors, and replaces those that die, get stuck or grow old.
 
 An actor has one call at a time. Its process may die (SIGKILL, out of memory) or answer no more: it is then killed and
-replaced, what its unit still lacks is recorded into a further shard, and the loss is counted. Above `max_lost` losses
-the collection fails. An actor that has recorded `recycle` episodes is replaced too, which bounds what GL drivers leak.
+replaced, what its unit still lacks is recorded into a further shard, and the loss is counted. An episode may take as
+long as it likes: the actor is asked aside when its last step was. Above `max_lost` losses the collection fails. An
+actor that has recorded `recycle` episodes is replaced too, which bounds what GL drivers leak.
 """
 
+import itertools
 import re
 import time
 from collections import deque
@@ -15,14 +17,15 @@ from typing import Any, Literal
 
 from collectors.config import CollectConfig
 from collectors.gl import choose_backend, gl_environment
-from collectors.recorder import Committed, Recorded, Recorder
+from collectors.locks import NotShared
+from collectors.recorder import ASIDE, Committed, Recorded, Recorder, Started
 from collectors.rollout import BadFrame, EpisodeFailed
 from shards.writer import shard_paths
 
-_STOP_SECONDS = 30.0
-"""How long actors may take to end the episode that they are at, when a collection is stopped."""
 _DEATH_SECONDS = 10.0
 """How long to wait for an actor's death to be reported after it was killed."""
+_ASIDE_SECONDS = 10.0
+"""How long an actor may take to say when its last step was."""
 
 
 class CollectionFailed(RuntimeError):
@@ -40,7 +43,8 @@ class ActorConfig:
     recycle: int = 500
     """Episodes after which an actor is replaced by a fresh process."""
     stuck_seconds: float = 600.0
-    """An actor that takes longer over one episode, or over loading its simulator, is killed and replaced."""
+    """An actor that takes longer over one step of an episode, over its files, or over loading its simulator is killed
+    and replaced."""
     max_lost: int = 20
     """Actors that may die or get stuck before the collection fails."""
     skip_failed: bool = False
@@ -62,6 +66,8 @@ class ActorCounts:
     """What an actor does and has done, with those that it replaced. What was recorded counts, committed or not."""
 
     worker: int
+    host: str
+    """Where it runs; empty until it does."""
     doing: str
     episodes: int
     frames: int
@@ -97,6 +103,8 @@ class _Actor:
 
     worker: int
     handle: Any
+    node: str = ""
+    rank: int = 0
     doing: Literal["starting", "preparing", "recording", "committing"] = "starting"
     since: float = 0.0
     unit: Unit | None = None
@@ -108,7 +116,8 @@ class _Actor:
 
 
 class Supervisor:
-    """Records `units` with up to `workers` actors. `parts` counts the shards that each stem has already."""
+    """Records `units` with up to `workers` actors. `parts` counts the shards that each stem has already; `word` is that
+    of the lock on `out`. Unless `local`, actors choose their GL backend themselves."""
 
     def __init__(
         self,
@@ -117,6 +126,7 @@ class Supervisor:
         units: list[Unit],
         parts: dict[str, int],
         *,
+        word: str,
         workers: int,
         actor: ActorConfig,
         local: bool,
@@ -126,22 +136,27 @@ class Supervisor:
 
         self.counts = Counts()
         self.skipped: dict[int, str] = {}
-        self._config, self._out, self._settings, self._on_commit = config, out, actor, on_commit
+        self._config, self._out, self._word, self._local = config, out, word, local
+        self._settings, self._on_commit = actor, on_commit
         self._units, self._parts = deque(units), dict(parts)
         self._free = list(range(min(workers, len(units))))
         self._actors: list[_Actor] = []
         self._busy: dict[Any, _Actor] = {}
         self._bad_frames: set[int] = set()
-        self._tally = {worker: ActorCounts(worker, "starting", 0, 0) for worker in self._free}
+        self._tally = {worker: ActorCounts(worker, "", "starting", 0, 0) for worker in self._free}
         # On a cluster the head's backend says nothing about the nodes: each actor then chooses for itself.
         env_vars = {"OMP_NUM_THREADS": "1"} | (gl_environment(choose_backend()) if local else {})
-        self._class: Any = ray.remote(num_cpus=actor.cpus, num_gpus=actor.gpus, runtime_env={"env_vars": env_vars})(
-            Recorder
-        )
+        remote: Any = ray.remote  # whose stubs know no concurrency groups
+        self._class: Any = remote(
+            num_cpus=actor.cpus,
+            num_gpus=actor.gpus,
+            concurrency_groups={ASIDE: 1},
+            runtime_env={"env_vars": env_vars},
+        )(Recorder)
 
     def run(self) -> None:
         """Until every unit is committed. Raises CollectionFailed; then, and when interrupted, complete episodes are
-        committed first. Ends the actors."""
+        committed first, unless it is interrupted again. Ends the actors. NotShared when a node has another `out`."""
         import ray
 
         try:
@@ -157,11 +172,13 @@ class Supervisor:
         finally:
             for actor in self._actors:
                 ray.kill(actor.handle)
+            if self._busy:  # nobody may write when this returns
+                ray.wait(list(self._busy), num_returns=len(self._busy), timeout=_DEATH_SECONDS)
 
     def _hire(self) -> None:
         while self._free and len(self._units) > sum(actor.unit is None for actor in self._actors):
             worker = self._free.pop(0)
-            actor = _Actor(worker, self._class.remote(self._config, self._out, worker))
+            actor = _Actor(worker, self._class.remote(self._config, self._out, self._word))
             self._actors.append(actor)
             self._call(actor, "starting", actor.handle.start.remote())
 
@@ -183,13 +200,21 @@ class Supervisor:
             self._failed(actor, error.cause)
             return
         if actor.doing == "starting":
-            self._call(actor, "preparing", actor.handle.prepare.remote())
+            self._started(actor, result)
             return
         if actor.doing == "recording":
             self._recorded(actor, result)
         elif actor.doing == "committing":
             self._committed(actor, result)
         self._next(actor)
+
+    def _started(self, actor: _Actor, result: Started) -> None:
+        """Have it load its simulator, as the first that is free of the ranks on its node."""
+        taken = {other.rank for other in self._actors if other.node == result.node}
+        actor.rank = next(rank for rank in itertools.count() if rank not in taken)
+        actor.node = result.node
+        self._tally[actor.worker] = replace(self._tally[actor.worker], host=result.host)
+        self._call(actor, "preparing", actor.handle.prepare.remote(actor.rank))
 
     def _next(self, actor: _Actor) -> None:
         """Give an actor without a call its next one, or let it go."""
@@ -237,8 +262,11 @@ class Supervisor:
 
     def _failed(self, actor: _Actor, cause: Exception) -> None:
         """A call raised. Of an episode this is the second failure, in an environment made anew."""
+        if isinstance(cause, NotShared):
+            raise cause
+        where = "" if self._local else f"node {self._tally[actor.worker].host}: "
         if actor.doing != "recording" or not isinstance(cause, EpisodeFailed):
-            raise CollectionFailed(f"{_reason(cause)}; run the same command again to go on") from cause
+            raise CollectionFailed(f"{where}{_reason(cause)}; run the same command again to go on") from cause
         number = actor.waiting[0]
         if isinstance(cause, BadFrame) and number not in self._bad_frames:
             # Twice in one process: the fault may be the process's. What it has is good; the rest is another's.
@@ -252,7 +280,7 @@ class Supervisor:
             self.skipped[actor.waiting.popleft()] = str(cause)
         else:
             raise CollectionFailed(
-                f"{cause} (and again when it was repeated); --actor.skip-failed goes on without such episodes"
+                f"{where}{cause} (and again when it was repeated); --actor.skip-failed goes on without such episodes"
             ) from cause
         self._next(actor)
 
@@ -291,20 +319,37 @@ class Supervisor:
 
         limit = time.monotonic() - self._settings.stuck_seconds
         for call, actor in list(self._busy.items()):
+            if actor.doing == "recording" and actor.since <= limit:
+                actor.since = max(actor.since, time.monotonic() - self._idle_seconds(actor))
             if actor.doing != "starting" and actor.since <= limit:
                 del self._busy[call]
                 ray.kill(actor.handle)
                 ray.wait([call], timeout=_DEATH_SECONDS)  # it must not commit what another records again
-                self._lost(actor, f"{actor.doing} took more than {self._settings.stuck_seconds:g} s")
+                limit_text = f"the {self._settings.stuck_seconds:g} s of --actor.stuck-seconds"
+                self._lost(actor, f"{actor.doing} stood still for more than {limit_text}")
+
+    def _idle_seconds(self, actor: _Actor) -> float:
+        """How long ago an actor took a step; without end if it does not answer."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayError
+
+        answer = actor.handle.idle_seconds.options(concurrency_group=ASIDE).remote()
+        try:
+            return ray.get(answer, timeout=_ASIDE_SECONDS)
+        except (GetTimeoutError, RayError):
+            return float("inf")
 
     def _stop(self) -> None:
-        """Let every actor commit what it has complete; calls wait for the one before them."""
+        """Let every actor commit what it has complete: recordings end at their next step, and the call after them
+        commits."""
         import ray
 
-        calls = [call for call, actor in self._busy.items() if actor.doing == "committing"]
-        calls += [actor.handle.commit.remote() for actor in self._actors if actor.doing == "recording"]
+        ready = [actor for actor in self._actors if actor.doing in ("recording", "committing")]
+        for actor in ready:
+            actor.handle.interrupt.options(concurrency_group=ASIDE).remote()
+        calls = [actor.handle.commit.remote() for actor in ready]
         if calls:
-            ray.wait(calls, num_returns=len(calls), timeout=_STOP_SECONDS)
+            ray.wait(calls, num_returns=len(calls), timeout=self._settings.stuck_seconds)
 
 
 def _reason(cause: Exception) -> str:

@@ -1,7 +1,11 @@
 """`lewm collect ENV`: record episodes of a task into shards."""
 
+import argparse
 import os
-from dataclasses import dataclass, field
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +14,11 @@ import tyro
 from collectors.config import CollectConfig, load_collect_config
 from collectors.envs.base import EnvConfig, Quality, VariationConfig
 from collectors.fleet import ActorConfig, CollectionFailed, collect
-from collectors.policies import PolicyName, named_policy
+from collectors.policies import AnyPolicy, ExpertConfig, PolicyName, named_policy
+from infra.cli import parse_args
 from infra.cli.common import Common, absolute
 from infra.cli.errors import Failed
+from infra.cluster import prepare_driver
 from infra.console import collection_note, print_json, print_table, progress, say
 from shards.codec import Encoding
 
@@ -27,9 +33,11 @@ class Args(Common):
     """Show every environment with its action size and cameras."""
     episodes: int = 100
     """Episodes that the dataset is to hold."""
-    policy: PolicyName = "random"
-    """Behaviour: uniform random, coloured noise, the task's expert, planning on the simulator, or noise mixed with
-    noisy experts."""
+    policy: PolicyName | None = None
+    """Behaviour: uniform random (unless given), coloured noise, the task's expert, planning on the simulator, or noise
+    mixed with noisy experts."""
+    noise: float | None = None
+    """Coloured noise added to the expert's actions, none unless given; goes with the expert alone."""
     random_start: float = 0.0
     """Share of episodes that begin in a random configuration."""
     size: int = 64
@@ -55,21 +63,53 @@ class Args(Common):
     per_actor: bool = False
     """Show what each actor does, and at the end what it did."""
     from_config: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """collection.json of another dataset, to repeat it: it says what to record, the options above are not used."""
+    """collection.json of another dataset, to repeat it, but for what else is given here."""
     address: str | None = None
     """Ray cluster; a local Ray is started unless given."""
     out: Path | None = None
     """Dataset directory; <home>/data/<task>-<seed> unless given."""
 
 
-def run(args: Args) -> None:
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+def parse(program: str, words: list[str]) -> Args:
+    """A file given by --from decides the defaults, so it is read before everything else."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--from", dest="source", type=Path)
+    try:
+        known, _ = first.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    if known.source is None:
+        return parse_args(Args, program, words)
+    config = load_collect_config(absolute(known.source))
+    default = Args(
+        env=config.env.name,
+        episodes=config.episodes,
+        random_start=config.random_start,
+        size=config.env.size,
+        steps=config.steps,
+        action_repeat=config.env.action_repeat,
+        camera=config.env.camera,
+        quality=config.env.quality,
+        variation=config.env.variation,
+        encoding=config.encoding,
+        seed=config.seed,
+    )
+    return parse_args(Args, program, words, default=default)
+
+
+def run(args: Args) -> int | None:
     if args.list:
         _print_environments(args.json)
-        return
+        return None
     config = _config(args)
+    prepare_driver(args.address)
     name = config.env.name.split("/")[-1]
     out = absolute(args.out) if args.out else args.find_home().data / f"{name}-{config.seed}"
-    with progress("collect", config.episodes, "episodes") as bar:
+    with progress("collect", config.episodes, "episodes") as bar, _interruptible():
         try:
             summary = collect(
                 config,
@@ -81,12 +121,14 @@ def run(args: Args) -> None:
             )
         except CollectionFailed as error:
             raise Failed(str(error)) from error
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             say(f"what is complete is in {out}; the same command goes on from there")
+            if isinstance(stop, _Terminated):
+                return 128 + signal.SIGTERM
             raise
     if args.json:
         print_json(summary)
-        return
+        return None
     rows = [
         ("episodes", f"{summary.episodes:,} ({summary.existing:,} were there)"),
         ("frames recorded", f"{summary.frames:,}"),
@@ -101,15 +143,48 @@ def run(args: Args) -> None:
         rows.insert(1, ("episodes that failed", ", ".join(map(str, summary.skipped))))
     print_table(summary.path, ("what", "value"), rows)
     if args.per_actor:
-        lines = [(str(each.worker), f"{each.episodes:,}", f"{each.frames:,}") for each in summary.actors]
-        print_table("Actors", ("actor", "episodes", "frames"), lines)
+        lines = [(str(each.worker), each.host, f"{each.episodes:,}", f"{each.frames:,}") for each in summary.actors]
+        print_table("Actors", ("actor", "host", "episodes", "frames"), lines)
+    return None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM interrupt alike. The first says what happens now, and what a second would do."""
+    told = False
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal told
+        if not told:
+            os.write(2, b"\nstopping: what is complete is committed first; once more, and it is dropped\n")
+        told = True
+        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heeded:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, before[number])
+
+
+def _policy(args: Args) -> AnyPolicy:
+    """What --policy says, else the file of --from, with --noise."""
+    if args.policy is None and args.from_config is not None:
+        policy = load_collect_config(absolute(args.from_config)).policy
+    else:
+        policy = named_policy(args.policy or "random")
+    if args.noise is None:
+        return policy
+    if not isinstance(policy, ExpertConfig):
+        raise ValueError(f"--noise {args.noise:g} goes with --policy expert, not with {policy.kind}")
+    return replace(policy, noise=args.noise)
 
 
 def _config(args: Args) -> CollectConfig:
-    if args.from_config is not None:
-        if args.env:
-            raise ValueError(f"give ENV ({args.env}) or --from, not both")
-        return load_collect_config(absolute(args.from_config))
     if not args.env:
         raise ValueError("name an environment, such as dmc/cartpole-swingup; `lewm collect --list` shows all")
     return CollectConfig(
@@ -121,7 +196,7 @@ def _config(args: Args) -> CollectConfig:
             action_repeat=args.action_repeat,
             variation=args.variation,
         ),
-        policy=named_policy(args.policy),
+        policy=_policy(args),
         episodes=args.episodes,
         seed=args.seed,
         steps=args.steps,

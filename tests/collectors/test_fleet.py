@@ -2,46 +2,27 @@
 
 import fcntl
 import json
-import os
-import signal
+import socket
 import subprocess
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from collectors.config import CollectConfig, load_collect_config
-from collectors.envs import EnvConfig, make_env
-from collectors.fleet import COLLECTION, UNIT, ActorConfig, CollectionFailed, collect
-from collectors.locks import join_writers
-from collectors.policies import ExpertConfig, NoiseConfig, named_policy
+from collectors import fleet
+from collectors.config import load_collect_config
+from collectors.envs import EnvConfig
+from collectors.fleet import COLLECTION, ActorConfig, CollectionFailed, collect
+from collectors.locks import check_shared, join_writers, locked
+from collectors.policies import ExpertConfig, NoiseConfig
 from collectors.recorder import Recorder
-from collectors.rollout import record_episode
+from collectors.supervisor import Unit
 from shards.dataset import Dataset
-from shards.manifest import assemble
 from shards.verify import verify
-from shards.writer import ShardWriter
-
-CONFIG = CollectConfig(
-    env=EnvConfig(name="dmc/cartpole-swingup", size=32),
-    policy=named_policy("mixed"),
-    episodes=2 * UNIT + 3,
-    steps=10,
-    random_start=0.5,
-)
-
-
-def record_here(config: CollectConfig, out: Path) -> None:
-    """The episodes of `config` in one shard, recorded in this process and committed under the name the fleet uses."""
-    env = make_env(config.env)
-    with ShardWriter(out, f"dmc-cartpole-swingup-{config.config8}-{config.seed}-00000000-00") as writer:
-        for number in range(config.episodes):
-            writer.write(record_episode(env, config, number))
-    env.close()
+from tests.collectors.helpers import CONFIG, UNIT, record_here
 
 
 def test_any_number_of_workers_and_restarts_give_one_dataset(ray_local, tmp_path):
@@ -78,17 +59,109 @@ def test_another_collection_in_the_directory_is_refused(gl, tmp_path):
         collect(replace(CONFIG, episodes=1, steps=2, seed=1), tmp_path, workers=1)
 
 
-def test_an_interruption_keeps_every_complete_episode(ray_local, tmp_path):
-    config = replace(CONFIG, episodes=20 * UNIT, steps=40)
+def test_a_node_with_another_directory_is_named(ray_local, tmp_path, monkeypatch):
+    (tmp_path / "theirs").mkdir()
 
-    def interrupt(progress):
-        raise KeyboardInterrupt
+    class ElsewhereRecorder(Recorder):
+        def __init__(self, config, out, word):
+            super().__init__(config, tmp_path / "theirs", word)
 
-    with pytest.raises(KeyboardInterrupt):
-        collect(config, tmp_path, workers=2, on_progress=interrupt)
-    kept = len(Dataset.open(tmp_path))
-    assert UNIT <= kept < config.episodes
-    assert verify(tmp_path).ok
+    monkeypatch.setattr("collectors.supervisor.Recorder", ElsewhereRecorder)
+    with pytest.raises(ValueError, match=f"node {socket.gethostname()} has another directory at .*--out"):
+        collect(CONFIG, tmp_path / "ours", workers=1)
+    with locked(tmp_path / "theirs"), pytest.raises(ValueError, match="has another directory"):
+        collect(CONFIG, tmp_path / "ours", workers=1)
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_the_word_of_a_lock_outlives_a_collector_that_is_refused(tmp_path):
+    with locked(tmp_path) as word:
+        with pytest.raises(ValueError, match="in use"), locked(tmp_path):
+            pass
+        check_shared(tmp_path, word)
+    with locked(tmp_path), pytest.raises(ValueError, match="another directory"):
+        check_shared(tmp_path, word)
+
+
+def test_episodes_that_were_committed_and_are_not_there_are_no_success(ray_local, tmp_path, monkeypatch):
+    theirs = tmp_path / "theirs"
+
+    class LosingRecorder(Recorder):
+        def start(self):
+            started = super().start()
+            self._out = theirs
+            return started
+
+    record_here(replace(CONFIG, episodes=3), tmp_path / "ours")
+    monkeypatch.setattr("collectors.supervisor.Recorder", LosingRecorder)
+    with pytest.raises(CollectionFailed, match=r"holds 3 episodes, and actors committed 19: .*share"):
+        collect(CONFIG, tmp_path / "ours", workers=1)
+    assert len(Dataset.open(tmp_path / "ours")) == 3
+
+
+def test_more_episodes_than_asked_for_are_named(gl, tmp_path):
+    record_here(replace(CONFIG, episodes=3), tmp_path)
+    with pytest.raises(ValueError, match="up to number 2, more than the 2 asked for: give --episodes 3 or more"):
+        collect(replace(CONFIG, episodes=2), tmp_path, workers=1)
+
+
+def test_what_no_node_has_is_not_waited_for(ray_local, tmp_path):
+    with pytest.raises(ValueError, match=r"no node has the 1 cores and 1000 GPUs .*nodes have 2 and"):
+        collect(CONFIG, tmp_path, workers=1, actor=ActorConfig(gpus=1000))
+    with pytest.raises(ValueError, match="no node has the 64 cores"):
+        collect(CONFIG, tmp_path, workers=1, actor=ActorConfig(cpus=64))
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_default_that_is_written_out_changes_no_key(gl):
+    env = EnvConfig(name="dmc/cartpole-swingup", size=32, camera="fixed", action_repeat=2)
+    plain, spec = fleet._checked(replace(CONFIG, env=env, steps=500))
+    assert plain == replace(CONFIG, steps=None)
+    assert spec.max_steps == 500
+    other = replace(CONFIG, env=replace(env, camera="lookatcart", action_repeat=4), steps=499)
+    assert fleet._checked(other)[0] == other
+
+
+class Counted(list[Any]):
+    """A list that counts how often somebody goes through it."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_units_are_found_in_one_pass():
+    names = Counted(["p-00000000-00", "p-00000008-00", "p-00000008-01", "p-more-00000008-07", "another"])
+    missing = Counted([1, 2, 7, 15, 16, 17, 800])
+    units, parts = fleet._units("p", names, missing)
+    assert units == [
+        Unit("p-00000000", (1, 2, 7)),
+        Unit("p-00000008", (15,)),
+        Unit("p-00000016", (16, 17)),
+        Unit("p-00000800", (800,)),
+    ]
+    assert [parts.get(unit.stem, 0) for unit in units] == [1, 2, 0, 0]
+    assert (names.times, missing.times) == (1, 1)
+
+
+def test_the_rate_leaves_out_the_start_of_ray(ray_local, tmp_path, monkeypatch):
+    began, seen = [], []
+
+    def start_slowly(*args, **keywords):
+        threading.Event().wait(0.5)
+        began.append(time.perf_counter())
+
+    monkeypatch.setattr(fleet, "ensure_ray", start_slowly)
+    summary = collect(
+        replace(CONFIG, episodes=1, steps=2),
+        tmp_path,
+        workers=1,
+        on_progress=lambda _: seen.append(time.perf_counter()),
+    )
+    assert 0 < summary.seconds <= seen[-1] - began[0]
+    assert summary.frames_per_second == summary.frames / summary.seconds
 
 
 def test_episodes_of_another_simulator_are_not_mixed_in(gl, tmp_path, monkeypatch):
@@ -140,84 +213,6 @@ def test_physics_that_diverges_names_the_episode_and_loses_nothing(ray_local, tm
     assert verify(tmp_path / "skip").ok
     holes = json.loads((tmp_path / "skip" / COLLECTION).read_text())["skipped"]
     assert {int(number) for number in holes} == set(skipped.skipped)
-
-
-def faulty(marks: Path, fault: Callable[[Any], None], at: int, times: int) -> type:
-    """A recorder that calls `fault` before it records episode `at`, the first `times` times in all processes.
-
-    A class of a function travels to the actors by value.
-    """
-
-    class Faulty(Recorder):
-        def record(self, shard, number):
-            done = len(list(marks.iterdir()))
-            if number == at and done < times:
-                (marks / str(done)).touch()
-                fault(self)
-            return super().record(shard, number)
-
-    return Faulty
-
-
-def run_with(monkeypatch, tmp_path, fault, times=1, actor=None):
-    """A small collection with faults at episode 2; its summary, and the same one's without faults."""
-    config = replace(CONFIG, episodes=UNIT + 1, steps=4)
-    (tmp_path / "marks").mkdir()
-    monkeypatch.setattr("collectors.supervisor.Recorder", faulty(tmp_path / "marks", fault, 2, times))
-    summary = collect(config, tmp_path / "data", workers=1, actor=actor)
-    sound = tmp_path / "sound"
-    record_here(config, sound)
-    assemble(sound)
-    assert summary.digest == Dataset.open(sound).digest
-    assert verify(tmp_path / "data").ok
-    assert not list((tmp_path / "data").rglob("*.tmp"))
-    return summary
-
-
-def test_a_worker_that_dies_is_replaced_and_its_unit_done_again(ray_local, tmp_path, monkeypatch):
-    def die(recorder):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    summary = run_with(monkeypatch, tmp_path, die)
-    assert summary.lost == 1
-    (tmp_path / "again").mkdir()
-    with pytest.raises(CollectionFailed, match="1 actors were lost"):
-        run_with(monkeypatch, tmp_path / "again", die, actor=ActorConfig(max_lost=0))
-
-
-def test_a_worker_that_is_stuck_is_replaced(ray_local, tmp_path, monkeypatch):
-    def hang(recorder):
-        threading.Event().wait()
-
-    # The limit is for loading the simulator too, which takes seconds.
-    assert run_with(monkeypatch, tmp_path, hang, actor=ActorConfig(stuck_seconds=12)).lost == 1
-
-
-def test_workers_grow_old(ray_local, tmp_path, monkeypatch):
-    assert run_with(monkeypatch, tmp_path, print, actor=ActorConfig(recycle=2)).recycled == 1
-
-
-@pytest.mark.parametrize("whole_process", [False, True])
-def test_a_renderer_that_goes_bad_is_replaced(ray_local, tmp_path, monkeypatch, whole_process):
-    def break_renderer(recorder):
-        def black():
-            return np.zeros((32, 32, 3), np.uint8)
-
-        recorder._env.render = black
-        if whole_process:
-
-            def broken(config):
-                env = make_env(config)
-                env.render = black
-                return env
-
-            import collectors.recorder
-
-            collectors.recorder.make_env = broken
-
-    summary = run_with(monkeypatch, tmp_path, break_renderer)
-    assert summary.renderers == 1
-    assert summary.retries == 1
 
 
 def test_a_full_disk_is_named_and_leaves_a_sound_dataset(ray_local, tmp_path):

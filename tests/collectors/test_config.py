@@ -1,0 +1,41 @@
+"""The hash of a configuration has what shapes an episode, and nothing else."""
+
+import pytest
+
+from collectors.config import CollectConfig, as_recorded
+from collectors.envs import EnvConfig, make_env
+from collectors.policies import ExpertConfig, MixtureConfig, NoiseConfig, OracleConfig, named_policy
+from shards.codec import encode
+
+
+def config(threads: int, samples: int = 4) -> CollectConfig:
+    oracle = OracleConfig(samples=samples, horizon=0.1, rewards=2, threads=threads)
+    return CollectConfig(env=EnvConfig(name="dmc/cartpole-swingup", size=16), policy=oracle, steps=3)
+
+
+def mixed(threads: int) -> CollectConfig:
+    oracle = OracleConfig(threads=threads)
+    policy = MixtureConfig(policies=(NoiseConfig(), oracle))
+    return CollectConfig(env=EnvConfig(name="dmc/cartpole-swingup"), policy=policy)
+
+
+def test_threads_are_not_hashed():
+    assert config(1).config8 == config(4).config8
+    assert config(1).config8 != config(1, samples=5).config8
+    assert mixed(1).config8 == mixed(4).config8
+    assert as_recorded(ExpertConfig(noise=0.5)) == ExpertConfig(noise=0.5)
+
+
+@pytest.mark.parametrize(("policy", "hashed"), [("random", "2ec88360"), ("oracle", "fdc81b08"), ("mixed", "a3f70425")])
+def test_hashes_stay_what_they_are(policy, hashed):
+    """They are in the keys of datasets that exist: another hash is another dataset."""
+    assert CollectConfig(env=EnvConfig(name="dmc/walker-walk"), policy=named_policy(policy)).config8 == hashed
+
+
+def test_threads_change_no_episode(gl):
+    from collectors.rollout import record_episode
+
+    env = make_env(config(1).env)
+    one, two = (encode(record_episode(env, config(threads), 0), "jpeg") for threads in (1, 2))
+    env.close()
+    assert one == two
