@@ -11,17 +11,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from collectors.cluster import ensure_ray
 from collectors.config import CollectConfig
 from collectors.envs import EnvConfig
-from collectors.fleet import CollectSummary, collect
+from collectors.fleet import CollectSummary
 from collectors.policies import named_policy
 from infra import workflows
-from infra.console import collection_note, progress, say, training_note
+from infra.console import say
 from infra.home import Home
-from infra.registry import promote
+from infra.line import collect_episodes, train_model
 from infra.tracking import MlflowTracker
-from trainers.config import TrainConfig, train_preset
+from trainers.config import train_preset
 from trainers.evaluation.planning import PlanningConfig, PlanningScore
 from trainers.evaluation.scorecard import ProbeScorecard
 
@@ -80,7 +79,7 @@ def run_demo(settings: DemoSettings, home: Home, device: str) -> DemoReport:
         device=device,
     )
     name = workflows.default_run_name(ENVIRONMENT, f"demo-s{settings.seed}")
-    trained = _train(config, home, name)
+    trained = train_model(config, home, name)
     tracker = MlflowTracker.attach(home.tracking_uri, trained.run_id)
     try:
         say("probing the latents for physical state, beside a random encoder and the pixels' PCA")
@@ -89,8 +88,7 @@ def run_demo(settings: DemoSettings, home: Home, device: str) -> DemoReport:
         planning = PlanningConfig(goals=settings.goals, seed=settings.seed)
         planned = workflows.plan(trained.run, tracker, torch.device(device), planning)
         say("registering the model")
-        model, version = workflows.register_model(trained.run, tracker)
-        promotion = promote(model, version, home.tracking_uri)
+        registered = workflows.register_model(trained.run, tracker)
     finally:
         tracker.close()
     return DemoReport(
@@ -104,9 +102,9 @@ def run_demo(settings: DemoSettings, home: Home, device: str) -> DemoReport:
         data_wait_share=trained.summary.data_wait_share,
         probe=probed.scorecard,
         planning=planned,
-        model=model,
-        model_version=version,
-        model_aliases=("champion",) if promotion.moved else (),
+        model=registered.name,
+        model_version=registered.version,
+        model_aliases=("champion",) if registered.moved else (),
         run=str(trained.run.path),
         run_id=trained.run_id,
         seconds=time.perf_counter() - began,
@@ -122,24 +120,4 @@ def _collect(settings: DemoSettings, home: Home) -> CollectSummary:
         seed=settings.seed,
         random_start=0.5,
     )
-    say(f"collecting {config.episodes} episodes of {ENVIRONMENT} with {settings.workers} Ray actors")
-    ensure_ray()
-    with progress("collect", config.episodes, "episodes") as bar:
-        return collect(
-            config,
-            home.data / f"demo-cartpole-{config.config8}-{settings.seed}",
-            workers=settings.workers,
-            on_progress=lambda line: bar.update(line.episodes, collection_note(line)),
-        )
-
-
-def _train(config: TrainConfig, home: Home, name: str) -> workflows.Trained:
-    say(f"training the preset tiny for {config.stop_step:,} steps on {config.device}, run {name}")
-    with progress("train", config.stop_step, "steps") as bar:
-        return workflows.train(
-            config,
-            home,
-            name=name,
-            tracking_uri=home.tracking_uri,
-            on_progress=lambda line: bar.update(line.step, training_note(line.metrics)),
-        )
+    return collect_episodes(config, home.data / f"demo-cartpole-{config.config8}-{settings.seed}", settings.workers)

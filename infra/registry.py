@@ -1,11 +1,15 @@
 """The model registry: versions of `lewm-<task>`, without pickles, and the alias `champion`.
 
 A version is a torch.export program with a dynamic batch, loadable with plain `mlflow.pytorch.load_model` where this
-project is not installed, with the weights as safetensors and the configuration beside it. `champion` moves to a version
-only if it is better on validation than the present one, with the same dataset; the first version gets it.
+project is not installed, with the weights as safetensors, the configuration and a model card beside it. A version's
+score is that of the checkpoint that it was made from, as a tag of the version: its run may go on and be probed again.
+`champion` moves to a version only if it is better on validation than the present one, with the same dataset; the first
+version gets it.
 """
 
+import math
 import os
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +19,20 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from infra.tracking import MlflowTracker
+from infra.tracking import MlflowTracker, check_answers
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 CHAMPION = "champion"
 SCORE = "val/probe/linear/w3/r2_mean"
-"""The metric that promotion compares: mean R2 over observable columns, three latents, validation episodes."""
+"""The metric that promotion compares: mean R2 over observable columns, three latents, validation episodes. It is also
+the name of the version's tag with its value."""
+CARD = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version of a registered model. `score` is None before the run was probed."""
+    """One version of a registered model: the checkpoint of `run` at `step`. `score` is None before it was probed."""
 
     name: str
     version: str
@@ -35,7 +41,19 @@ class ModelVersion:
     run_id: str
     dataset_digest: str
     preset: str
+    step: int
     score: float | None
+    card: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a version does with its own example: shapes and types by name."""
+
+    uri: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    parameters: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +74,14 @@ def register(
     inputs: tuple[np.ndarray, ...],
     files: Sequence[Path],
     tags: Mapping[str, str],
+    step: int = 0,
+    score: float | None = None,
+    card: str = "",
 ) -> str:
     """Log `module` to the tracker's run and register it as a new version of `name`; the version's number.
 
-    `inputs` are example inputs whose first dimension (at least 2) is the batch.
+    `inputs` are example inputs whose first dimension (at least 2) is the batch. `step` and `score` are those of the
+    checkpoint; `card` is Markdown.
     """
     import mlflow
     import torch
@@ -73,22 +95,83 @@ def register(
         warnings.simplefilter("ignore")  # mlflow and torch.export warn about each other's deprecations
         mlflow.start_run(run_id=tracker.run_id)
         try:
-            info = log_model(
-                module,
-                name="model",
-                signature=signature,
-                input_example=inputs,  # pyright: ignore[reportArgumentType]
-                registered_model_name=name,
-                serialization_format="pt2",
-                extra_files=[str(path) for path in files],
-                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
-            )
+            with tempfile.TemporaryDirectory() as place:
+                page = Path(place) / CARD
+                page.write_text(card)
+                info = log_model(
+                    module,
+                    name="model",
+                    signature=signature,
+                    input_example=inputs,  # pyright: ignore[reportArgumentType]
+                    registered_model_name=name,
+                    serialization_format="pt2",
+                    extra_files=[str(path) for path in (*files, page)],
+                    pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
+                    step=step,
+                )
         finally:
             mlflow.end_run()
     version = str(info.registered_model_version)
-    for key, value in tags.items():
+    for key, value in {**tags, "step": str(step)}.items():
         tracker.client.set_model_version_tag(name, version, key, value)
+    tracker.client.update_model_version(name, version, description=card)
+    if score is not None:
+        set_score(name, version, tracker.tracking_uri, score)
     return version
+
+
+def set_score(name: str, version: str, tracking_uri: str, score: float, card: str | None = None) -> None:
+    """Record what a version reached, and the card that says so. A score that is not finite is none."""
+    client = _client(tracking_uri)
+    if math.isfinite(score):
+        client.set_model_version_tag(name, version, SCORE, repr(score))
+    if card is not None:
+        client.update_model_version(name, version, description=card)
+
+
+def made_from(run_id: str, step: int, tracking_uri: str) -> list[ModelVersion]:
+    """The versions that were made from a run's checkpoint at `step`."""
+    client = _client(tracking_uri)
+    found = [_version(client, each) for each in client.search_model_versions(f"run_id = '{run_id}'")]
+    return [each for each in found if each.step == step]
+
+
+def load(name: str, version: str, tracking_uri: str, to: Path | None = None) -> Loaded:
+    """Load a version as anybody would, with plain MLflow, and run it on its own example.
+
+    With `to`, its files are put there first, and loaded from there. ValueError where `to` exists.
+    """
+    import mlflow
+    import torch
+    from mlflow.artifacts import download_artifacts
+    from mlflow.models import Model
+    from mlflow.pytorch import load_model
+
+    found = describe(name, version, tracking_uri)
+    uri = f"models:/{name}/{found.version}"
+    mlflow.set_tracking_uri(tracking_uri)
+    if to is not None:
+        if to.exists():
+            raise ValueError(f"{to} exists already: choose another --to")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        uri = str(download_artifacts(uri, dst_path=str(to)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mlflow and torch.export warn about each other's deprecations
+        model = load_model(uri)
+        signature = Model.load(uri).signature
+    sizes = [(spec.name, spec.type, (2, *spec.shape[1:])) for spec in signature.inputs.inputs]
+    with torch.no_grad():
+        outputs = model(*(torch.from_numpy(np.zeros(shape, kind)) for _, kind, shape in sizes))
+    names = [spec.name for spec in signature.outputs.inputs]
+    return Loaded(
+        uri=uri,
+        inputs={key: f"(B, {', '.join(map(str, shape[1:]))}) {kind}" for key, kind, shape in sizes},
+        outputs={
+            key: f"(B, {', '.join(map(str, value.shape[1:]))}) {str(value.dtype).removeprefix('torch.')}"
+            for key, value in zip(names, outputs, strict=True)
+        },
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
 
 
 def promote(name: str, version: str, tracking_uri: str, *, force: bool = False) -> Promotion:
@@ -165,7 +248,9 @@ def _version(client: Any, found: Any) -> ModelVersion:
         run_id=found.run_id,
         dataset_digest=found.tags.get("dataset_digest", ""),
         preset=found.tags.get("preset", ""),
-        score=run.data.metrics.get(SCORE),
+        step=int(found.tags.get("step", 0)),
+        score=float(found.tags[SCORE]) if SCORE in found.tags else None,
+        card=found.description or "",
     )
 
 
@@ -184,4 +269,5 @@ def _signature(inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> A
 def _client(tracking_uri: str) -> Any:
     from mlflow import MlflowClient
 
+    check_answers(tracking_uri)
     return MlflowClient(tracking_uri)

@@ -13,10 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from matplotlib.figure import Figure
-from pydantic import TypeAdapter, ValidationError
 
 from infra.tracking import MlflowTracker
 from models.lewm import LeWM
@@ -24,12 +23,10 @@ from shards.dataset import Dataset
 from trainers.config import TrainConfig, config_json
 from trainers.evaluation.control import ControlScorecard
 from trainers.evaluation.planning import PlanningScore
-from trainers.evaluation.scorecard import ProbeScorecard
+from trainers.evaluation.scorecard import ProbeScorecard, read_scorecard
 from trainers.evaluation.surprise import SurpriseScorecard
 from trainers.evaluation.surprise_scores import SCORES
 from trainers.rundir import Run
-
-Scorecard = TypeVar("Scorecard")
 
 _CURVES = {
     "Prediction loss, held-out windows": ("val/prediction", True),
@@ -93,10 +90,10 @@ def gather(run: Run, tracker: MlflowTracker, model: LeWM) -> Story:
         history=tracker.history([name for name, _ in _CURVES.values()]),
         pictures=pictures,
         clips=clips,
-        probe=_scorecard(run, "probe", ProbeScorecard),
-        surprise=_scorecard(run, "surprise", SurpriseScorecard),
-        plan=_scorecard(run, "plan", PlanningScore),
-        control=_scorecard(run, "control", ControlScorecard),
+        probe=read_scorecard(run.path, "probe", ProbeScorecard),
+        surprise=read_scorecard(run.path, "surprise", SurpriseScorecard),
+        plan=read_scorecard(run.path, "plan", PlanningScore),
+        control=read_scorecard(run.path, "control", ControlScorecard),
     )
 
 
@@ -119,17 +116,6 @@ def page(stories: Sequence[Story]) -> str:
         f"<title>{_text(names)}</title><style>{_STYLE}</style></head><body><header><p>LeWorldModel</p>"
         f"<h1>{_text(names)}</h1></header><main>{''.join(body)}</main></body></html>\n"
     )
-
-
-def _scorecard(run: Run, kind: str, expected: type[Scorecard]) -> Scorecard | None:
-    path = run.path / "scorecards" / f"{kind}.json"
-    if not path.is_file():
-        return None
-    try:
-        return TypeAdapter(expected).validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{path} is of another version ({first['msg']}): run `lewm {kind}` again") from error
 
 
 def _glance(stories: Sequence[Story]) -> str:

@@ -1,31 +1,47 @@
 """MLflow as the record of a run: the `Tracker` that trainers see.
 
-Metrics are buffered and written in batches, because a call is a transaction each. One process writes a run at a time:
-the driver creates it, rank 0 attaches to it, and evaluation attaches again later. Values that are not finite are not
-sent (SQLite stores them as something else) but counted in the tag `metrics_not_finite`. Telemetry is off unless the
-user turned it on.
+The driver creates the run, rank 0 writes it while it trains, and evaluation attaches to it later. Rank 0's metrics go
+through a queue on disk (`infra.outbox`), so that training waits for nothing and a server that is away for a while costs
+the record nothing; what an evaluation logs is sent in batches, at once. Values that are not finite are not sent (SQLite
+stores them as something else) but counted in the tag `metrics_not_finite`. Telemetry is off unless the user turned it
+on.
 """
 
 import json
 import logging
 import math
 import os
+import re
 import shutil
+import socket
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from infra import outbox
+from infra.machine import Sampler, environment
 from shards.dataset import Dataset
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# MLflow's own 7 retries are four minutes in which a command seems to hang.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+# With a server it prints addresses on standard output, which belongs to results.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it announces every new database
 
+COMMIT, MODIFIED = "LEWM_COMMIT", "LEWM_MODIFIED"
+"""Environment variables by which a job, whose files are in no repository, knows its code version."""
+_log = logging.getLogger(__name__)
 _BATCH, _SECONDS = 500, 2.0
-_NOT_FINITE = "metrics_not_finite"
+_ANSWER_SECONDS = 3.0
+_PATIENCE_SECONDS = 120.0
+"""How long the end of a run waits for a server that is away."""
 _PARAM_LIMIT, _PARAM_BATCH = 500, 100
 _DIGEST_LIMIT = 32
 """MLflow takes 36 characters for a dataset's digest; the whole of it is in the tag `dataset_digest`."""
@@ -40,6 +56,7 @@ class MlflowTracker:
         self.tracking_uri = tracking_uri
         self.client = MlflowClient(tracking_uri)
         self._run_id = run_id
+        self._outbox: outbox.Outbox | None = None
         self._metrics: list[Any] = []
         self._flushed = time.monotonic()
         self._not_finite = self._counted = 0
@@ -49,6 +66,7 @@ class MlflowTracker:
         """A new run called `name`. `artifacts` is where a new experiment of a local store keeps its files."""
         from mlflow import MlflowClient
 
+        check_answers(tracking_uri)
         local = tracking_uri.startswith("sqlite:///")
         if local:
             Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -59,26 +77,49 @@ class MlflowTracker:
             if found is not None
             else client.create_experiment(experiment, artifact_location=artifacts.as_uri() if local else None)
         )
-        run = client.create_run(experiment_id, run_name=name, tags=_code_version())
+        run = client.create_run(experiment_id, run_name=name, tags=_source())
         return MlflowTracker(tracking_uri, run.info.run_id)
 
     @staticmethod
-    def attach(tracking_uri: str, run_id: str) -> "MlflowTracker":
-        """An existing run, set running again."""
+    def attach(tracking_uri: str, run_id: str, run: Path | None = None) -> "MlflowTracker":
+        """An existing run, set running again. What training left unsent in the directory `run` is sent first."""
         from mlflow.exceptions import MlflowException
 
+        check_answers(tracking_uri)
         tracker = MlflowTracker(tracking_uri, run_id)
         try:
-            run = tracker.client.get_run(run_id)
+            tracker.client.get_run(run_id)
+            if run is not None:
+                tracker.drain(run)
+            found = tracker.client.get_run(run_id)
         except MlflowException as error:
+            if error.get_http_status_code() != 404:
+                raise
             raise ValueError(f"the MLflow store {tracking_uri} has no run {run_id}: is it another --home?") from error
-        tracker._not_finite = tracker._counted = int(run.data.tags.get(_NOT_FINITE, 0))
+        tracker._not_finite = tracker._counted = int(found.data.tags.get(outbox.NOT_FINITE, 0))
         tracker.client.update_run(run_id, status="RUNNING")
+        return tracker
+
+    @staticmethod
+    def resume(tracking_uri: str, run_id: str, run: Path) -> "MlflowTracker":
+        """An existing run for the process that trains it in the directory `run`; the server need not answer.
+
+        A (metric, step) that was logged before is not logged again. What this process runs on is added to the record,
+        and how busy it is beside every few metrics. Closing leaves the run's status to the driver.
+        """
+        tracker = MlflowTracker(tracking_uri, run_id)
+        tracker._outbox = outbox.Outbox(
+            tracker.client, run_id, run / outbox.FILE, greet=tracker._greet, sample=Sampler()
+        )
         return tracker
 
     @property
     def run_id(self) -> str:
         return self._run_id
+
+    def drain(self, run: Path) -> None:
+        """Send what training has left unsent in the directory `run`."""
+        outbox.drain(self.client, self._run_id, run / outbox.FILE)
 
     def log_params(self, params: Mapping[str, object]) -> None:
         from mlflow.entities import Param
@@ -90,6 +131,9 @@ class MlflowTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
+        if self._outbox is not None:
+            self._outbox.put(metrics, step)
+            return
         now = int(time.time() * 1000)
         for key, value in metrics.items():
             if math.isfinite(value):
@@ -130,7 +174,7 @@ class MlflowTracker:
         entity = Entity(
             name=dataset.environment,
             digest=manifest.digest[:_DIGEST_LIMIT],
-            source_type="local",
+            source_type=dataset.location.split("://")[0] if "://" in dataset.location else "local",
             source=json.dumps({"uri": dataset.location}),
             schema=json.dumps({"mlflow_colspec": columns}),
             profile=json.dumps(profile),
@@ -147,22 +191,61 @@ class MlflowTracker:
         }
 
     def flush(self) -> None:
+        """Send what is buffered; of a run that is being trained, put it on disk, from where it is sent."""
+        if self._outbox is not None:
+            self._outbox.sync()
+            return
         metrics, self._metrics = self._metrics, []
         for begin in range(0, len(metrics), _BATCH):
             self.client.log_batch(self._run_id, metrics=metrics[begin : begin + _BATCH])
         if self._not_finite != self._counted:
             self._counted = self._not_finite
-            self.client.set_tag(self._run_id, _NOT_FINITE, str(self._not_finite))
+            self.client.set_tag(self._run_id, outbox.NOT_FINITE, str(self._not_finite))
         self._flushed = time.monotonic()
 
-    def close(self, status: str = "FINISHED") -> None:
-        """Write what is buffered and end the run as FINISHED, FAILED or KILLED."""
+    def close(self, status: str = "FINISHED", *, patience: float = _PATIENCE_SECONDS) -> None:
+        """Write what is buffered and end the run as FINISHED, FAILED or KILLED.
+
+        The process that trains waits up to `patience` seconds for the server; what is not sent by then stays in the run
+        directory and is sent when the run goes on or is evaluated.
+        """
+        if self._outbox is not None:
+            left = self._outbox.close(patience)
+            if left:
+                _log.warning("the MLflow server is away: %s of metrics wait in the run directory", f"{left:,} bytes")
+            return
         self.flush()
         self.client.set_terminated(self._run_id, status)
 
+    def _greet(self) -> None:
+        """What the process that trains tells the server first."""
+        from mlflow.entities import RunTag
 
-def _code_version() -> dict[str, str]:
-    """The commit of the checkout that this code runs from, where there is one."""
+        found = environment()
+        self.client.update_run(self._run_id, status="RUNNING")
+        self.client.log_batch(self._run_id, tags=[RunTag("hardware", found["hardware"])])
+        self.client.log_text(self._run_id, json.dumps(found | {"code": code_version()}, indent=2), "environment.json")
+
+
+def check_answers(tracking_uri: str) -> None:
+    """ConnectionError unless something listens at the address of an MLflow server: MLflow itself would try for long."""
+    found = re.match(r"(https?)://(?:[^/@]*@)?(\[[^]]+\]|[^/:]+)(?::(\d+))?", tracking_uri)
+    if found is None:
+        return
+    scheme, host, port = found.groups()
+    if scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return
+    try:
+        address = (host.strip("[]"), int(port or (443 if scheme == "https" else 80)))
+        socket.create_connection(address, timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"no MLflow server answers at {tracking_uri}: {error}") from error
+
+
+def code_version() -> dict[str, str]:
+    """Commit of the code, and whether tracked files differ from it; empty where neither git nor a job says."""
+    if COMMIT in os.environ:
+        return {"commit": os.environ[COMMIT], "modified": os.environ.get(MODIFIED, "false")}
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists() or shutil.which("git") is None:
         return {}
@@ -171,4 +254,16 @@ def _code_version() -> dict[str, str]:
     if commit.returncode:
         return {}
     dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
-    return {"mlflow.source.git.commit": commit.stdout.strip(), "code_modified": str(bool(dirty.stdout)).lower()}
+    return {"commit": commit.stdout.strip(), "modified": str(bool(dirty.stdout)).lower()}
+
+
+def _source() -> dict[str, str]:
+    """Where a run comes from, in the tags that MLflow's page has columns for."""
+    code = code_version()
+    tags = {
+        "mlflow.source.name": f"lewm {' '.join(sys.argv[1:2])}".strip(),
+        "mlflow.source.type": "JOB" if COMMIT in os.environ else "LOCAL",
+    }
+    if code:
+        tags |= {"mlflow.source.git.commit": code["commit"], "code_modified": code["modified"]}
+    return tags

@@ -5,29 +5,34 @@ rank 0 of the training job writes it, and whatever is measured later goes to the
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from collectors.envs import make_env
+from infra.card import model_card
 from infra.home import Home
-from infra.registry import register
+from infra.registry import SCORE, Promotion, made_from, promote, register, set_score
 from infra.report import gather, page
 from infra.tracking import MlflowTracker
 from models.lewm import LeWM
 from shards.atomic import write_atomically
 from shards.dataset import Dataset
+from trainers.checkpoint import best_checkpoint, complete_checkpoints
 from trainers.config import TrainConfig, check_resumable, config_id, config_json, flatten
 from trainers.evaluation import figures, surprise_figures
 from trainers.evaluation.control import ControlConfig, ControlScorecard, judge_control
 from trainers.evaluation.latents import held_out
 from trainers.evaluation.planning import PlanningConfig, PlanningScore, plan_to_goals
 from trainers.evaluation.probing import ProbeReport, probe_model
-from trainers.evaluation.scorecard import planning_metrics, write_scorecard
+from trainers.evaluation.scorecard import ProbeScorecard, planning_metrics, write_scorecard
 from trainers.evaluation.surprise import SurpriseConfig, SurpriseReport, frames_around, judge_surprise
 from trainers.export import WorldModel, example_inputs
 from trainers.heads import save_heads
@@ -35,6 +40,7 @@ from trainers.loop import FitSummary, Progress
 from trainers.ray_train import train_on_ray
 from trainers.rundir import Run, RunRecord
 
+_log = logging.getLogger(__name__)
 _CURVES = ("train/prediction", "val/prediction", "train/regularizer", "train/regularizer_null")
 
 
@@ -86,22 +92,50 @@ def train(
         summary = train_on_ray(
             config,
             path,
-            make_tracker=partial(MlflowTracker.attach, tracking_uri, tracker.run_id),
+            make_tracker=partial(MlflowTracker.resume, tracking_uri, tracker.run_id, path),
             max_failures=max_failures,
             on_progress=on_progress,
         )
     except BaseException as error:
-        tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        _conclude(tracker, run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    tracker.log_figure("loss_curves", figures.loss_curves(tracker.history(_CURVES)))
-    tracker.close()
+    _conclude(tracker, run, "FINISHED")
     return Trained(run, summary, tracker.run_id)
+
+
+def _conclude(tracker: MlflowTracker, run: Run, status: str) -> None:
+    """The end of a run's record: its curves, and what checkpoints there are. A store that is away spoils no run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tracker.drain(run.path)
+        tracker.log_figure("loss_curves", figures.loss_curves(tracker.history(_CURVES)))
+        tracker.log_json("checkpoints.json", checkpoint_table(run.path / "checkpoints"))
+        tracker.close(status)
+    except (MlflowException, OSError) as error:
+        _log.warning("the record of %s lacks its end: %s", run.record.name, " ".join(str(error).split()))
+
+
+def checkpoint_table(directory: Path) -> list[dict[str, Any]]:
+    """What the record says of every checkpoint: step, size, what was measured at it, and whether it is the best."""
+    complete = complete_checkpoints(directory)
+    best = best_checkpoint(complete)
+    return [
+        {
+            "step": int(path.name.removeprefix("step_")),
+            "path": str(path),
+            "bytes": sum(file.stat().st_size for file in path.iterdir()),
+            "metrics": json.loads((path / "state.json").read_text()).get("metrics", {}),
+            "best": path == best,
+        }
+        for path in complete
+    ]
 
 
 def record_of(run: Run, home: Home) -> MlflowTracker:
     """The MLflow run of a run directory, set running again. A run whose weights were imported gets one here."""
     if run.record.mlflow_run_id:
-        return MlflowTracker.attach(home.tracking_uri_to_read(), run.record.mlflow_run_id)
+        return MlflowTracker.attach(home.tracking_uri_to_read(), run.record.mlflow_run_id, run.path)
     config, name = run.config, run.record.name
     if not config.data:
         raise ValueError(f"{name} was imported without a dataset: `lewm models import` it again, with --data")
@@ -131,12 +165,16 @@ def probe(
     on_probe: Callable[[int, int], None] | None = None,
 ) -> ProbeReport:
     """Probe the newest checkpoint of a run; scorecard, metrics and figures go to the run and its record."""
+    step = checkpoint_step(run)
     config, dataset, model = _open(run, device)
     report = probe_model(model, config, dataset, seed=seed, on_probe=on_probe)
     episodes, _ = held_out(dataset)
     write_scorecard(run.path, "probe", report.scorecard)
     tracker.log_json("scorecards/probe.json", asdict(report.scorecard))
-    tracker.log_metrics(report.scorecard.metrics(), config.stop_step)
+    tracker.log_metrics(report.scorecard.metrics(), step)
+    for each in made_from(tracker.run_id, step, tracker.tracking_uri):
+        score, card = report.scorecard.r2_mean_validation, _card(each.name, run, step, dataset, model, report.scorecard)
+        set_score(each.name, each.version, tracker.tracking_uri, score, card)
     tracker.log_figure("probe_scatter", figures.probe_scatter(report.fits))
     tracker.log_figure("latent_map", figures.latent_map(report.held_out, report.states, dataset))
     strip = figures.rollout_strip(model, dataset, int(episodes[0]), episodes)
@@ -156,6 +194,7 @@ def surprise(
     from trainers.evaluation.events import EVENTS  # MuJoCo, whose import fixes the GL backend
     from trainers.evaluation.rollouts import Stage, recorded_environment
 
+    step = checkpoint_step(run)
     config, dataset, model = _open(run, device)
     before, after = frames_around(config.model, settings)
     stage = Stage(make_env(recorded_environment(dataset)), dataset, before=before, after=after)
@@ -165,7 +204,7 @@ def surprise(
         stage.close()
     write_scorecard(run.path, "surprise", report.scorecard)
     tracker.log_json("scorecards/surprise.json", asdict(report.scorecard))
-    tracker.log_metrics(report.scorecard.metrics(), config.stop_step)
+    tracker.log_metrics(report.scorecard.metrics(), step)
     for score in ("prediction", "mahalanobis"):
         curves = surprise_figures.score_curves(report, list(report.events), score)
         tracker.log_figure(f"surprise_{score}", curves)
@@ -182,7 +221,8 @@ def plan(run: Run, tracker: MlflowTracker, device: torch.device, config: Plannin
     """Reach goals of held-out episodes by planning with a run's model; needs a GL backend to have been chosen."""
     from trainers.evaluation.rollouts import recorded_environment  # MuJoCo, whose import fixes the GL backend
 
-    train_config, dataset, model = _open(run, device)
+    step = checkpoint_step(run)
+    _, dataset, model = _open(run, device)
     env = make_env(recorded_environment(dataset))
     try:
         result = plan_to_goals(model, dataset, env, config)
@@ -190,7 +230,7 @@ def plan(run: Run, tracker: MlflowTracker, device: torch.device, config: Plannin
         env.close()
     write_scorecard(run.path, "plan", result.score)
     tracker.log_json("scorecards/plan.json", asdict(result.score))
-    tracker.log_metrics(planning_metrics(result.score), train_config.stop_step)
+    tracker.log_metrics(planning_metrics(result.score), step)
     tracker.log_figure("planning_strip", figures.planning_strip(result.frames))
     tracker.flush()
     return result.score
@@ -203,7 +243,8 @@ def control(
     `heads/control-<seed>.safetensors`. Needs a GL backend to have been chosen."""
     from trainers.evaluation.rollouts import recorded_environment  # MuJoCo, whose import fixes the GL backend
 
-    config, dataset, model = _open(run, device)
+    step = checkpoint_step(run)
+    _, dataset, model = _open(run, device)
     env = make_env(recorded_environment(dataset))
     try:
         result = judge_control(model, dataset, env, settings, say)
@@ -212,7 +253,7 @@ def control(
     save_heads(result.heads, run.path / "heads" / f"control-{settings.seed}.safetensors")
     write_scorecard(run.path, "control", result.scorecard)
     tracker.log_json("scorecards/control.json", asdict(result.scorecard))
-    tracker.log_metrics(result.scorecard.metrics(), config.stop_step)
+    tracker.log_metrics(result.scorecard.metrics(), step)
     tracker.log_figure("control_strip", figures.episode_strip(result.frames))
     tracker.flush()
     return result.scorecard
@@ -235,11 +276,19 @@ def report(runs: Sequence[Run], home: Home, path: Path) -> None:
             tracker.close()
 
 
-def register_model(run: Run, tracker: MlflowTracker) -> tuple[str, str]:
-    """Register a run's newest checkpoint as `lewm-<task>`: the model's name and the new version's number."""
+def register_model(run: Run, tracker: MlflowTracker, *, again: bool = True) -> Promotion:
+    """Register a run's newest checkpoint as a new version of `lewm-<task>`, and make it the champion if it may be.
+
+    Unless `again`, a checkpoint that is registered already stays at its version.
+    """
+    checkpoint, step = run.last_checkpoint(), checkpoint_step(run)
+    if not again and (made := made_from(tracker.run_id, step, tracker.tracking_uri)):
+        newest = max(made, key=lambda each: int(each.version))
+        return Promotion(newest.name, newest.version, False, "it is registered already")
     config, dataset, model = _open(run, torch.device("cpu"))
-    checkpoint = run.last_checkpoint()
     name = f"lewm-{task_name(dataset.environment)}"
+    probed = dict(tracker.history([SCORE])[SCORE])
+    scorecard = _probe_scorecard(run) if step in probed else None
     version = register(
         tracker,
         name=name,
@@ -247,8 +296,30 @@ def register_model(run: Run, tracker: MlflowTracker) -> tuple[str, str]:
         inputs=example_inputs(model),
         files=[checkpoint / "model.safetensors", checkpoint / "config.json"],
         tags={"dataset_digest": dataset.digest, "config_id": config_id(config), "preset": config.preset},
+        step=step,
+        score=probed.get(step),
+        card=_card(name, run, step, dataset, model, scorecard),
     )
-    return name, version
+    return promote(name, version, tracker.tracking_uri)
+
+
+def checkpoint_step(run: Run) -> int:
+    """The step of a run's newest checkpoint, which is what evaluations are of."""
+    return int(run.last_checkpoint().name.removeprefix("step_"))
+
+
+def _card(name: str, run: Run, step: int, dataset: Dataset, model: LeWM, probe: ProbeScorecard | None) -> str:
+    state = json.loads((run.path / "checkpoints" / f"step_{step:09d}" / "state.json").read_text())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    validation = state.get("metrics", {})
+    return model_card(
+        name, run.record.name, step, run.config, dataset, parameters=parameters, validation=validation, probe=probe
+    )
+
+
+def _probe_scorecard(run: Run) -> ProbeScorecard | None:
+    path = run.path / "scorecards" / "probe.json"
+    return TypeAdapter(ProbeScorecard).validate_json(path.read_bytes()) if path.is_file() else None
 
 
 def _open(run: Run, device: torch.device) -> tuple[TrainConfig, Dataset, LeWM]:

@@ -63,7 +63,7 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.patches(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], dim=1) + self.positions
+        x = torch.cat([self.class_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.positions
         for block in self.blocks:
             x = block(x)
         return self.norm(x[:, 0])

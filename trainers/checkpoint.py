@@ -7,6 +7,7 @@ at any instant leaves whole checkpoints plus leftovers, which the next writer re
 plain containers only and is read with `weights_only=True`; nothing is unpickled.
 """
 
+import io
 import json
 import math
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from shards.atomic import sync
@@ -53,7 +54,7 @@ class CheckpointSink(Protocol):
         ...
 
     def save(self, checkpoint: TrainState, config: str) -> Path:
-        """Write a checkpoint. Called on rank 0 alone."""
+        """Write a checkpoint. Called on rank 0 alone. OSError where storage fails, which may pass."""
         ...
 
 
@@ -80,8 +81,11 @@ class LocalSink:
         temporary.mkdir()
         (temporary / "config.json").write_text(config)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.items()}
-        save_file(tensors, temporary / "model.safetensors")
-        torch.save(dict(checkpoint.optimizer), temporary / "optim.pt")
+        # Serialised in memory: their own writers call a full disk a SafetensorError and a RuntimeError.
+        (temporary / "model.safetensors").write_bytes(save(tensors))
+        optimizer = io.BytesIO()
+        torch.save(dict(checkpoint.optimizer), optimizer)
+        (temporary / "optim.pt").write_bytes(optimizer.getbuffer())
         state = {"step": checkpoint.step, **checkpoint.state}
         (temporary / "state.json").write_text(json.dumps(state, sort_keys=True, indent=2) + "\n")
         (temporary / "COMPLETE").touch()

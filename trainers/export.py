@@ -1,7 +1,6 @@
 """The module that is registered: raw frames and raw actions in, latents out, no pickle and no project code needed."""
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from models.lewm import LeWM
@@ -25,10 +24,3 @@ def example_inputs(model: LeWM, batch: int = 2) -> tuple[np.ndarray, np.ndarray]
     shape = (batch, config.stack, config.image_size, config.image_size, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return frames, np.zeros((batch, config.frame_skip * model.action_size), dtype=np.float32)
-
-
-def export_program(model: LeWM) -> torch.export.ExportedProgram:
-    """The evaluation-mode model as a torch.export program with a dynamic batch dimension."""
-    batch = torch.export.Dim("batch", min=1)
-    inputs = tuple(torch.from_numpy(array) for array in example_inputs(model))
-    return torch.export.export(WorldModel(model.cpu().eval()), inputs, dynamic_shapes=({0: batch}, {0: batch}))

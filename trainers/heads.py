@@ -81,10 +81,16 @@ def fit_heads(
     config: HeadsTraining,
     *,
     seed: int,
+    prior_only: bool = False,
     on_progress: Callable[[int, dict[str, float]], None] | None = None,
 ) -> ControlHeads:
-    """Heads for a frozen `model`, in evaluation mode; ValueError when no episode is longer than a block."""
-    data = _Data(model, trajectories, config)
+    """Heads for a frozen `model`, in evaluation mode; ValueError when no episode is longer than a block.
+
+    With `prior_only` rewards and values are not fitted, which takes a third of the time: for a prior that only imitates
+    labels, which every trajectory must then have.
+    """
+    assert not prior_only or all(each.labels is not None for each in trajectories)
+    data = _Data(model, trajectories, config, predict=not prior_only)
     device = data.z.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -97,14 +103,17 @@ def fit_heads(
     returns = spread = torch.empty(0)
     every = config.steps // config.refresh
     for step in range(config.steps):
-        if step % every == 0:
+        if step % every == 0 and not prior_only:
             values = data.values(heads)
             returns = data.returns(values, config)
             spread = (returns - values).std().clamp_min(1e-6)
         rows = torch.randint(len(data.rows), (config.batch_size,), generator=generator, device=device)
         at = data.rows[rows]
         depth = torch.randint(-config.depth, config.depth + 1, (), generator=generator, device=device)
-        losses = _losses(heads, data, at, int(depth.clamp_min(0)), returns, spread, config)
+        if prior_only:
+            losses = {"prior": (heads.prior(data.windows(at, 0)) - data.targets[at]).square().mean()}
+        else:
+            losses = _losses(heads, data, at, int(depth.clamp_min(0)), returns, spread, config)
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -145,7 +154,9 @@ class _Data:
     after the last), `gained` (N,) by the block before it, `targets` (N, K) of the prior; `rows` are the frames with a
     block before and a block after them."""
 
-    def __init__(self, model: LeWM, trajectories: Sequence[Trajectory], config: HeadsTraining) -> None:
+    def __init__(
+        self, model: LeWM, trajectories: Sequence[Trajectory], config: HeadsTraining, *, predict: bool = True
+    ) -> None:
         self.block, window = model.config.frame_skip, config.heads.window
         usable = [each for each in trajectories if len(each.action) >= 2 * self.block]
         if not usable:
@@ -172,7 +183,7 @@ class _Data:
         self.back = torch.arange(window - 1, -1, -1, device=device) * self.block
         self.begin = begin
         self.rows = here[(here - begin >= self.block) & (here + self.block <= end)]
-        self.predicted = [self.z, *self._predict(model, config.depth, end)]
+        self.predicted = [self.z, *(self._predict(model, config.depth, end) if predict else ())]
 
     def windows(self, at: Tensor, depth: int) -> Tensor:
         """(B, W, D): the latents up to frames `at`, a block apart; what lies after the frame `depth` blocks before is

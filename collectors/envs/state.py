@@ -48,6 +48,7 @@ def read_integration(model: Any, data: Any) -> np.ndarray:
 def write_integration(model: Any, data: Any, integration: np.ndarray) -> None:
     """Go back to what `read_integration` gave, with all that follows from it."""
     mujoco.mj_setState(model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
+    data.warning.number[:] = 0  # of what is undone, such as a simulation that diverged
     refresh(model, data)
 
 

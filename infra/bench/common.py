@@ -72,10 +72,40 @@ def commit() -> str:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows with their provenance; floats to four significant digits."""
-    stamped = [{**row, **provenance()} for row in rows]
+    _write(path, _stamped(rows))
+
+
+def update_csv(path: Path, rows: Sequence[Mapping[str, Any]], key: str) -> None:
+    """As `write_csv`, but rows of the file whose `key` no new row has stay, before the new ones.
+
+    ValueError where the file has other columns.
+    """
+    stamped = _stamped(rows)
+    kept: list[dict[str, str]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            kept = list(reader)
+        if list(reader.fieldnames or ()) != list(stamped[0]):
+            raise ValueError(f"{path} has other columns than this program writes: move it away")
+    replaced = {str(row[key]) for row in rows}
+    _write(path, [row for row in kept if row[key] not in replaced] + stamped)
+
+
+def _stamped(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    source = provenance()
+    return [{name: _cell(value) for name, value in {**row, **source}.items()} for row in rows]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(stamped[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        for row in stamped:
-            writer.writerow({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()})
+        writer.writerows(rows)

@@ -1,11 +1,12 @@
 """`lewm control RUN`: act in the task with a run's latents, for reward."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from infra.cli.common import Common, Device, pick_device
+from infra.cli.common import Common, Device, absolute, pick_device
 from infra.console import print_json, print_table, say
 from trainers.evaluation.control import ControlConfig, ControlScorecard, ReturnScore
 
@@ -21,6 +22,8 @@ class Args(Common):
     """Run directory, run name, or models:/NAME@alias."""
     device: Device = "auto"
     """Device that encodes and plans: auto, cpu or cuda."""
+    csv: Path | None = None
+    """Table that gets this run's rows; rows of other runs stay."""
     settings: Annotated[ControlConfig, tyro.conf.arg(name="")] = field(default_factory=ControlConfig)
 
 
@@ -28,7 +31,7 @@ def run(args: Args) -> None:
     import torch
 
     from collectors.gl import choose_backend
-    from infra import workflows
+    from infra import results, workflows
     from infra.home import find_run
 
     home = args.find_home()
@@ -39,6 +42,8 @@ def run(args: Args) -> None:
         scorecard = workflows.control(found, tracker, torch.device(pick_device(args.device)), args.settings, say)
     finally:
         tracker.close()
+    if args.csv is not None:
+        results.write(absolute(args.csv), found, workflows.checkpoint_step(found), results.control_rows(scorecard))
     if args.json:
         print_json(scorecard)
     else:

@@ -1,4 +1,4 @@
-"""`lewm models ls|show|promote|import|export`: the registry, and the authors' published weights."""
+"""`lewm models ls|show|register|promote|load|import|export`: the registry, and the authors' published weights."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,7 +60,36 @@ def show(args: ShowArgs) -> None:
     if args.json:
         print_json(found)
         return
-    print_table(f"{found.name} version {found.version}", ("what", "value"), _pairs(asdict(found)))
+    values = {key: value for key, value in asdict(found).items() if key != "card"}
+    print_table(f"{found.name} version {found.version}", ("what", "value"), _pairs(values), justify="left")
+    if found.card:
+        print(found.card)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegisterArgs(Common):
+    """Register a run's newest checkpoint as a new version of its task's model. Training does so when it is done."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run directory, run name, or models:/NAME@alias."""
+
+
+def register(args: RegisterArgs) -> None:
+    from infra import workflows
+    from infra.home import find_run
+
+    home = args.find_home()
+    run = find_run(args.run, home)
+    tracker = workflows.record_of(run, home)
+    try:
+        result = workflows.register_model(run, tracker)
+    finally:
+        tracker.close()
+    if args.json:
+        print_json(result)
+    else:
+        champion = "the champion" if result.moved else f"not the champion: {result.reason}"
+        print(f"{result.name} version {result.version}, {champion}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +115,33 @@ def promote(args: PromoteArgs) -> int:
         moved = "is now the champion" if result.moved else "does not become the champion"
         print(f"{result.name} version {result.version} {moved}: {result.reason}")
     return 0 if result.moved else 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadArgs(Common):
+    """Load a registered model with plain MLflow, run it, and say how to use it; --to puts its files somewhere."""
+
+    name: Name
+    """Model name, such as lewm-cartpole-swingup."""
+    version: str = "champion"
+    """Version number or alias."""
+    to: Path | None = None
+    """Directory that the version's files are to be in: program, weights, configuration, model card."""
+
+
+def load(args: LoadArgs) -> None:
+    from infra import registry
+
+    to = absolute(args.to) if args.to else None
+    tracking_uri = args.find_home().tracking_uri_to_read()
+    found = registry.load(args.name, args.version, tracking_uri, to)
+    if args.json:
+        print_json(found)
+        return
+    rows = [*found.inputs.items(), *((f"-> {name}", shape) for name, shape in found.outputs.items())]
+    print_table(f"{found.uri}, {found.parameters / 1e6:.2f}M parameters", ("what", "shape"), rows, justify="left")
+    tracking = "" if to else f'mlflow.set_tracking_uri("{tracking_uri}")\n'
+    print(f'import mlflow\n{tracking}model = mlflow.pytorch.load_model("{found.uri}")')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,7 +206,9 @@ def export_weights(args: ExportArgs) -> None:
 VERBS = {
     "ls": Verb(LsArgs, ls),
     "show": Verb(ShowArgs, show),
+    "register": Verb(RegisterArgs, register),
     "promote": Verb(PromoteArgs, promote),
+    "load": Verb(LoadArgs, load),
     "import": Verb(ImportArgs, import_weights),
     "export": Verb(ExportArgs, export_weights),
 }

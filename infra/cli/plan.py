@@ -1,11 +1,12 @@
 """`lewm plan RUN`: reach goals of held-out episodes by planning in latent space."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from infra.cli.common import Common, Device, pick_device
+from infra.cli.common import Common, Device, absolute, pick_device
 from infra.console import print_json, print_table
 from models.planners import CEMConfig, ICEMConfig, MPPIConfig, PlannerConfig
 from trainers.evaluation.planning import PlanningConfig, PlanningScore
@@ -23,6 +24,8 @@ class Args(Common):
     """Seed of the goals, of the random actions and of the planner."""
     device: Device = "auto"
     """Device that plans: auto, cpu or cuda."""
+    csv: Path | None = None
+    """Table that gets this run's rows; rows of other runs stay."""
     planner: Literal["cem", "icem", "mppi"] = "cem"
     """Which planner; the settings of the others are not looked at, and giving any is an error."""
     cem: CEMConfig = field(default_factory=CEMConfig)
@@ -42,7 +45,7 @@ def run(args: Args) -> None:
     import torch
 
     from collectors.gl import choose_backend
-    from infra import workflows
+    from infra import results, workflows
     from infra.home import find_run
 
     if args.goals < 1:
@@ -57,6 +60,8 @@ def run(args: Args) -> None:
         score = workflows.plan(found, tracker, torch.device(pick_device(args.device)), settings)
     finally:
         tracker.close()
+    if args.csv is not None:
+        results.write(absolute(args.csv), found, workflows.checkpoint_step(found), results.planning_rows(score))
     if args.json:
         print_json(score)
     else:

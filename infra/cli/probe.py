@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from infra.cli.common import Common, Device, pick_device
+from infra.cli.common import Common, Device, absolute, pick_device
 from infra.console import print_json, print_table, progress, say
 from trainers.evaluation.probes import ProbeScore
 from trainers.evaluation.scorecard import Probe, ProbeScorecard, ProbeVerdict
@@ -26,12 +27,14 @@ class Args(Common):
     """Device that encodes and fits: auto, cpu or cuda."""
     seed: int = 0
     """Seed of the MLP probes."""
+    csv: Path | None = None
+    """Table that gets this run's rows; rows of other runs stay."""
 
 
 def run(args: Args) -> None:
     import torch
 
-    from infra import workflows
+    from infra import results, workflows
     from infra.home import find_run
 
     home = args.find_home()
@@ -48,6 +51,8 @@ def run(args: Args) -> None:
             )
     finally:
         tracker.close()
+    if args.csv is not None:
+        results.write(absolute(args.csv), found, workflows.checkpoint_step(found), results.probe_rows(report.scorecard))
     if args.json:
         print_json(report.scorecard)
         return

@@ -1,11 +1,12 @@
 """`lewm surprise RUN`: does the model notice what no action explains."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from infra.cli.common import Common, Device, pick_device
+from infra.cli.common import Common, Device, absolute, pick_device
 from infra.console import print_json, print_table, progress, say
 from trainers.evaluation.detection import Detection
 from trainers.evaluation.surprise import SurpriseConfig, SurpriseScorecard
@@ -27,6 +28,8 @@ class Args(Common):
     """Run directory, run name, or models:/NAME@alias."""
     device: Device = "auto"
     """Device that encodes: auto, cpu or cuda."""
+    csv: Path | None = None
+    """Table that gets this run's rows; rows of other runs stay."""
     settings: Annotated[SurpriseConfig, tyro.conf.arg(name="")] = field(default_factory=SurpriseConfig)
 
 
@@ -34,7 +37,7 @@ def run(args: Args) -> None:
     import torch
 
     from collectors.gl import choose_backend
-    from infra import workflows
+    from infra import results, workflows
     from infra.home import find_run
 
     home = args.find_home()
@@ -52,6 +55,9 @@ def run(args: Args) -> None:
             )
     finally:
         tracker.close()
+    if args.csv is not None:
+        rows = results.surprise_rows(report.scorecard)
+        results.write(absolute(args.csv), found, workflows.checkpoint_step(found), rows)
     if args.json:
         print_json(report.scorecard)
         return
@@ -82,6 +88,9 @@ def print_surprise(card: SurpriseScorecard) -> None:
             ("event", "AUROC", "detected", "delay", "false alarms"),
             [(each.label, *_cells(card.of(each.event, each.size, score))) for each in card.records],
         )
+    for each in card.records:
+        if each.diverged:
+            print(f"{each.label}: {each.diverged} of {card.n_episodes} rollouts left out: the simulator diverged")
     for line in card.not_here:
         print(f"left out: {line}")
     for verdict in card.verdicts:

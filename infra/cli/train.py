@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -13,6 +13,10 @@ from infra.cli.errors import Failed
 from infra.console import print_json, print_table, progress, say, training_note
 from infra.home import Home, find_run
 from trainers.config import TrainConfig, load_train_config, train_preset
+
+if TYPE_CHECKING:
+    from infra.registry import Promotion
+    from infra.workflows import Trained
 
 
 def _preset(name: str) -> TrainConfig:
@@ -35,6 +39,8 @@ class Args(Common):
     whose comings and goings count."""
     from_config: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Configuration of another run (its config.json) to start from, instead of a preset."""
+    register: bool = True
+    """Register the trained model as a new version of lewm-<task>."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=lambda: _preset("tiny"))
 
 
@@ -62,6 +68,7 @@ def parse(program: str, words: list[str]) -> Args:
 def run(args: Args) -> None:
     from collectors.cluster import ensure_ray
     from infra import workflows
+    from infra.cluster import prepare_driver
     from shards.dataset import Dataset
     from trainers.ray_train import TrainingFailed
 
@@ -75,6 +82,7 @@ def run(args: Args) -> None:
         home, name = Home(run.path.parent.parent), run.path.name
     elastic = config.worker_range[0] < config.worker_range[1]
     retries = args.retries if args.retries is not None else 100 * elastic
+    prepare_driver(args.address)
     ensure_ray(args.address)
     say(f"training {name} for {config.stop_step:,} steps of {config.batch_size} windows")
     with progress("train", config.stop_step, "steps") as bar:
@@ -87,14 +95,17 @@ def run(args: Args) -> None:
                 max_failures=retries,
                 on_progress=lambda line: bar.update(line.step, training_note(line.metrics)),
             )
+        except ConnectionError as error:
+            raise Failed(str(error)) from error  # it may pass, so that a job tries again
         except TrainingFailed as error:
             raise Failed(f"run {name}: {error}; what was saved is in {home.runs / name}") from error
         except KeyboardInterrupt:
             say(f"what was saved is in {home.runs / name}; `lewm train --resume {name}` goes on from there")
             raise
+    model = _register(trained, home) if args.register else None
     summary = trained.summary
     if args.json:
-        print_json({"run": str(trained.run.path), "run_id": trained.run_id, "summary": summary})
+        print_json({"run": str(trained.run.path), "run_id": trained.run_id, "summary": summary, "model": model})
         return
     rows = [
         ("steps", f"{summary.steps:,}"),
@@ -103,5 +114,25 @@ def run(args: Args) -> None:
         ("waiting for data", f"{summary.data_wait_share:.1%}"),
         *((name, f"{value:.4g}") for name, value in summary.metrics.items() if name.startswith("val/")),
     ]
+    if model is not None:
+        rows.append(("model", f"{model.name} version {model.version}{', the champion' if model.moved else ''}"))
     print_table(f"Run {name}", ("what", "value"), rows)
     say(f"next: lewm probe {name}")
+
+
+def _register(trained: "Trained", home: Home) -> "Promotion":
+    """What was trained as a version of its task's model."""
+    from mlflow.exceptions import MlflowException
+
+    from infra import workflows
+
+    try:
+        tracker = workflows.record_of(trained.run, home)
+        try:
+            return workflows.register_model(trained.run, tracker, again=False)
+        finally:
+            tracker.close()
+    except (MlflowException, OSError) as error:
+        name = trained.run.path.name
+        why = " ".join(str(error).split())
+        raise Failed(f"run {name} is trained, but not registered: {why}; `lewm models register {name}`") from error

@@ -11,7 +11,9 @@ from mlflow.pytorch import load_model
 from torch import nn
 
 from infra import registry
+from infra.cli import main
 from infra.home import Home
+from infra.ports import LOOPBACK, any_free
 from infra.tracking import MlflowTracker
 
 NAME = "lewm-toy"
@@ -45,7 +47,16 @@ def toys(home, tmp_path_factory):
         tracker = MlflowTracker.create(home.tracking_uri, home.artifacts, experiment="lewm/toy", name=name)
         modules.append(Toy().eval())
         tags = {"dataset_digest": "d" * 64, "preset": "tiny"}
-        version = registry.register(tracker, name=NAME, module=modules[-1], inputs=INPUTS, files=[weights], tags=tags)
+        version = registry.register(
+            tracker,
+            name=NAME,
+            module=modules[-1],
+            inputs=INPUTS,
+            files=[weights],
+            tags=tags,
+            step=10 * len(modules),
+            card=f"# {name}",
+        )
         tracker.close()
         assert version == str(len(modules))
     return modules
@@ -53,14 +64,8 @@ def toys(home, tmp_path_factory):
 
 @pytest.fixture
 def set_score(home, toys):
-    """Log a version's validation score, later values over earlier ones."""
-
-    def log(version: str, score: float) -> None:
-        tracker = MlflowTracker.attach(home.tracking_uri, registry.describe(NAME, version, home.tracking_uri).run_id)
-        tracker.log_metrics({registry.SCORE: score}, step=1)
-        tracker.close()
-
-    return log
+    """Record a version's validation score, later values over earlier ones."""
+    return lambda version, score: registry.set_score(NAME, version, home.tracking_uri, score)
 
 
 @pytest.fixture
@@ -70,6 +75,8 @@ def no_champion(home, toys):
     yield
     client.delete_registered_model_alias(NAME, registry.CHAMPION)
     client.set_model_version_tag(NAME, "2", "dataset_digest", "d" * 64)
+    for version in ("1", "2"):
+        client.delete_model_version_tag(NAME, version, registry.SCORE)
 
 
 def champion(home) -> str:
@@ -144,3 +151,39 @@ def test_versions_are_listed_with_where_they_came_from(home, toys):
 def test_an_unknown_version_names_what_there_is(home, toys, name, version):
     with pytest.raises(ValueError, match=f"registered: {NAME}"):
         registry.describe(name, version, home.tracking_uri)
+
+
+def test_a_version_has_its_card_and_its_step(home, toys):
+    (found,) = registry.made_from(registry.describe(NAME, "2", home.tracking_uri).run_id, 20, home.tracking_uri)
+    assert (found.version, found.step, found.card, found.score) == ("2", 20, "# second", None)
+    assert registry.made_from(found.run_id, 10, home.tracking_uri) == []
+    cards = {path.read_text() for path in home.artifacts.rglob(registry.CARD)}
+    assert cards == {"# first", "# second"}
+
+
+def test_a_score_that_is_not_finite_is_none(home, toys):
+    registry.set_score(NAME, "2", home.tracking_uri, float("nan"))
+    assert registry.describe(NAME, "2", home.tracking_uri).score is None
+
+
+def test_loading_runs_the_version_and_puts_its_files_somewhere(home, toys, tmp_path, capsys):
+    found = registry.load(NAME, "1", home.tracking_uri)
+    assert found.inputs == {"frames": "(B, 3) float32", "action": "(B, 1) float32"}
+    assert found.outputs == {"latent": "(B, 4) float32", "next_latent": "(B, 4) float32"}
+    to = tmp_path / "files" / "model"
+    assert main(["models", "load", NAME, "--version", "1", "--to", str(to), "--home", str(home.path)]) == 0
+    assert f'load_model("{to}' in capsys.readouterr().out.replace("\n", "")
+    assert (to / "extra_files" / registry.CARD).read_text() == "# first"
+    assert main(["models", "load", NAME, "--version", "1", "--to", str(to), "--home", str(home.path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["ls", "show lewm-toy", "promote lewm-toy 1", "load lewm-toy"])
+def test_a_server_that_does_not_answer_is_one_line(words, tmp_path, monkeypatch, capsys):
+    url = f"http://{LOOPBACK}:{any_free()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    assert main(["models", *words.split(), "--home", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"lewm models: no MLflow server answers at {url}: ")
+    assert captured.err.count("\n") == 1

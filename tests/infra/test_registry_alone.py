@@ -1,60 +1,80 @@
-"""A registered model needs torch and MLflow only: a process that never imports this project loads and runs it."""
+"""A registered model needs torch and MLflow only: a process that cannot import this project loads and runs it."""
 
+import os
 import subprocess
 import sys
+import sysconfig
 
 import numpy as np
+import pytest
 import torch
-from torch import nn
 
 from infra import registry
 from infra.home import Home
 from infra.tracking import MlflowTracker
+from models.encoders import EncoderConfig
+from models.lewm import LeWM, LeWMConfig
+from models.predictors import PredictorConfig
+from trainers.export import WorldModel, example_inputs
 
 _LOAD = """
-import sys
+import importlib.util, sys
+ours = ("collectors", "shards", "pipelines", "models", "trainers", "infra")
+assert [name for name in ours if importlib.util.find_spec(name)] == [], sys.path
 import mlflow, numpy, torch
 mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pytorch.load_model("models:/lewm-alone@champion")
-with torch.no_grad():
-    latent, following = model(torch.full((5, 1, 16, 16, 3), 7, dtype=torch.uint8), torch.ones(5, 2))
-numpy.savez(sys.argv[2], latent=latent, following=following)
-print(*{name.split(".")[0] for name in sys.modules})
-"""
-
-
-class SmallModel(nn.Module):
-    """Convolution on bytes, as the world models have it: (frames, action) -> (latent, next latent)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 8))
-        self.predictor = nn.Linear(8 + 2, 8)
-
-    def forward(self, frames, action):
-        latent = self.encoder(frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 255)
-        return latent, self.predictor(torch.cat([latent, action], dim=-1))
-
-
-def test_another_process_loads_the_champion_without_this_project(tmp_path):
-    """At another batch size than the example's, with the same results."""
-    home = Home(tmp_path / "home")
-    torch.manual_seed(0)
-    model = SmallModel().eval()
-    tracker = MlflowTracker.create(home.tracking_uri, home.artifacts, experiment="registry", name="run")
-    inputs = (np.zeros((2, 1, 16, 16, 3), np.uint8), np.zeros((2, 2), np.float32))
-    tags = {"dataset_digest": "d" * 64, "preset": "tiny"}
-    version = registry.register(tracker, name="lewm-alone", module=model, inputs=inputs, files=[], tags=tags)
-    tracker.close()
-    assert registry.promote("lewm-alone", version, home.tracking_uri).moved
-
-    words = [sys.executable, "-c", _LOAD, home.tracking_uri, str(tmp_path / "out.npz")]
-    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    ours = {"collectors", "shards", "pipelines", "models", "trainers", "infra"}
-    assert ours & set(result.stdout.splitlines()[-1].split()) == set()
+for name in sys.argv[3:]:
+    model = mlflow.pytorch.load_model(f"models:/{name}@champion")
+    given = numpy.load(f"{sys.argv[2]}/{name}.npz")
     with torch.no_grad():
-        expected = model(torch.full((5, 1, 16, 16, 3), 7, dtype=torch.uint8), torch.ones(5, 2))
-    with np.load(tmp_path / "out.npz") as loaded:
-        for name, value in zip(("latent", "following"), expected, strict=True):
-            np.testing.assert_allclose(loaded[name], value.numpy(), rtol=1e-5, atol=1e-6)
+        latent, following = model(torch.from_numpy(given["frames"]), torch.from_numpy(given["action"]))
+    numpy.savez(f"{sys.argv[2]}/{name}-out.npz", latent=latent, following=following)
+"""
+MODELS = {
+    "lewm-conv": LeWMConfig(
+        image_size=16,
+        latent_dim=8,
+        frame_skip=2,
+        stack=2,
+        encoder=EncoderConfig(width=4, hidden=16),
+        predictor=PredictorConfig(hidden=16),
+    ),
+    "lewm-vit": LeWMConfig(
+        image_size=16,
+        latent_dim=8,
+        history=2,
+        stack=1,
+        encoder=EncoderConfig(kind="vit", width=6, hidden=8, patch=8, depth=1, head_hidden=8),
+        predictor=PredictorConfig(kind="transformer", hidden=8, depth=1, heads=2, head_dim=4, head_hidden=8),
+    ),
+}
+
+
+def test_another_process_loads_the_champions_without_this_project(tmp_path):
+    """Both kinds of encoder and predictor, at another batch size than the example's, with the same results."""
+    home = Home(tmp_path / "home")
+    tracker = MlflowTracker.create(home.tracking_uri, home.artifacts, experiment="registry", name="run")
+    expected = {}
+    for name, config in MODELS.items():
+        torch.manual_seed(0)
+        module = WorldModel(LeWM(config, action_size=2).eval())
+        tags = {"dataset_digest": "d" * 64, "preset": "tiny"}
+        inputs = example_inputs(module.model)
+        version = registry.register(tracker, name=name, module=module, inputs=inputs, files=[], tags=tags)
+        assert registry.promote(name, version, home.tracking_uri).moved
+        frames, action = example_inputs(module.model, batch=5)
+        action += np.linspace(-1, 1, action.size, dtype=np.float32).reshape(action.shape)
+        np.savez(tmp_path / f"{name}.npz", frames=frames, action=action)
+        with torch.no_grad():
+            expected[name] = module(torch.from_numpy(frames), torch.from_numpy(action))
+    tracker.close()
+
+    # -S leaves out what an editable installation adds to the path.
+    words = [sys.executable, "-S", "-c", _LOAD, home.tracking_uri, str(tmp_path), *MODELS]
+    path = {"PYTHONPATH": os.pathsep.join(sysconfig.get_paths()[key] for key in ("purelib", "platlib"))}
+    result = subprocess.run(words, cwd=tmp_path, env=os.environ | path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for name, latents in expected.items():
+        with np.load(tmp_path / f"{name}-out.npz") as loaded:
+            for key, value in zip(("latent", "following"), latents, strict=True):
+                assert loaded[key] == pytest.approx(value.numpy(), rel=1e-5, abs=1e-6)

@@ -1,14 +1,21 @@
-"""The record of a run whose weights came from elsewhere."""
+"""What the verbs do with a run's record and its model."""
 
 from dataclasses import replace
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
-from infra import workflows
+from infra import registry, workflows
 from infra.home import Home
+from infra.tracking import MlflowTracker
 from tests.helpers import make_dataset
+from tests.trainers.helpers import tiny_config
+from trainers.checkpoint import LocalSink
 from trainers.config import train_preset
+from trainers.evaluation import probing
+from trainers.evaluation.probes import linear_probe
+from trainers.loop import fit
 from trainers.rundir import Run, RunRecord
 
 
@@ -36,3 +43,37 @@ def test_an_imported_run_gets_its_record_with_its_first_evaluation(tmp_path):
 def test_an_imported_run_without_a_dataset_says_what_it_needs(tmp_path):
     with pytest.raises(ValueError, match=r"mine was imported without a dataset: .* with --data"):
         workflows.record_of(imported(tmp_path, None), Home(tmp_path))
+
+
+def test_a_registered_version_has_the_score_of_its_own_checkpoint(tmp_path, monkeypatch):
+    """Registered first and probed later, or probed first: score and card are those of the checkpoint's step."""
+    # Half of the time otherwise, and what decides is linear.
+    monkeypatch.setattr(probing, "mlp_probe", lambda rows, **_: linear_probe(rows, bootstraps=1))
+    home, dataset = Home(tmp_path), make_dataset(tmp_path / "data" / "set", n=40, steps=12)
+    config = tiny_config(dataset.path, stop_step=2, checkpoint_every=1, validate_every=1)
+    tracker = MlflowTracker.create(home.tracking_uri, home.artifacts, experiment="lewm/toy", name="one")
+    record = RunRecord("one", tracker.run_id, dataset.digest, dataset.environment, "0")
+    run = Run.create(home.runs / "one", config, record)
+    fit(config, sink=LocalSink(run.path, 2), tracker=tracker, device=torch.device("cpu"))
+    first = workflows.register_model(run, tracker)
+    assert (first.name, first.version, first.moved) == ("lewm-cartpole-swingup", "1", True)
+    before = registry.describe(first.name, "1", home.tracking_uri)
+    assert (before.step, before.score) == (2, None)
+    assert "Not probed" in before.card
+    report = workflows.probe(run, tracker, torch.device("cpu"))
+    after = registry.describe(first.name, "1", home.tracking_uri)
+    assert after.score == pytest.approx(report.scorecard.r2_mean_validation)
+    assert f"{report.scorecard.r2_mean:.3f}" in after.card
+    assert dataset.digest in after.card
+    assert workflows.register_model(run, tracker, again=False) == replace(
+        first, moved=False, reason="it is registered already"
+    )
+    second = workflows.register_model(run, tracker)
+    assert workflows.register_model(run, tracker, again=False).version == second.version == "2"
+    tracker.close()
+    again = registry.describe(second.name, second.version, home.tracking_uri)
+    assert (again.score, again.card) == (after.score, after.card)
+    assert not second.moved
+    assert "does not beat" in second.reason
+    (best,) = [each for each in workflows.checkpoint_table(run.path / "checkpoints") if each["best"]]
+    assert best["metrics"]["val/prediction_over_copy"] > 0

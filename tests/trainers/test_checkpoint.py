@@ -1,5 +1,6 @@
 """Checkpoints are whole or ignored, and hold no pickles."""
 
+import resource
 from dataclasses import replace
 
 import pytest
@@ -76,3 +77,21 @@ def test_pickles_are_not_loaded(tmp_path):
     torch.save({"evil": pytest.raises}, path / "optim.pt")
     with pytest.raises(Exception, match=r"[Ww]eights"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("limit", [40, 400])
+def test_storage_that_is_full_is_an_error_of_the_system(tmp_path, limit):
+    """Which may pass, so that the write is tried again; the weights do not fit, or the optimizer does not."""
+    sink = LocalSink(tmp_path, keep=3)
+    sink.save(state(5), "{}\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        with pytest.raises(OSError, match="File too large"):
+            sink.save(state(10), "{}\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in complete_checkpoints(tmp_path / "checkpoints")] == ["step_000000005"]
+    sink.save(state(10), "{}\n")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()].count("step_000000010.tmp") == 0
+    assert load_checkpoint(tmp_path / "checkpoints/step_000000010").step == 10

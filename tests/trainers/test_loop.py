@@ -1,5 +1,6 @@
 """The loop on a small synthetic dataset: it learns, resumes bit for bit, stops on NaN and records what it says."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,6 +172,41 @@ def test_validation_is_in_the_precision_of_training(data):
     assert exact != rough
     assert rough == pytest.approx(exact, rel=0.1)
     assert model.training
+
+
+def test_held_out_windows_show_rollouts_and_latents(data):
+    from shards.dataset import Dataset
+
+    dataset = Dataset.open(data)
+    config = tiny_config(data)
+    model = build_model(config, dataset, torch.device("cpu"))
+    found = validate(model, config, dataset)
+    assert found == validate(model, config, dataset)
+    assert found.keys() == {
+        "val/prediction",
+        "val/prediction_over_copy",
+        *(f"val/rollout/error_{ahead}{end}" for ahead in (1, 2, 4, 8) for end in ("", "_over_copy")),
+        "val/rollout/retrieval_top1",
+        "val/rollout/retrieval_mean_rank",
+        *(f"val/latents/{name}" for name in ("effective_rank", "sigreg", "sigreg_null", "straightness")),
+    }
+    assert all(math.isfinite(value) for value in found.values())
+    model.encode = lambda frames: torch.ones(*frames.shape[:-4], 8)
+    collapsed = validate(model, config, dataset)
+    assert (collapsed["val/latents/effective_rank"], collapsed["val/rollout/retrieval_top1"]) == (0.0, 0.0)
+    assert collapsed["val/latents/sigreg"] > 10 * collapsed["val/latents/sigreg_null"]
+    model.encode = lambda frames: torch.full((*frames.shape[:-4], 8), torch.nan)
+    assert math.isnan(validate(model, config, dataset)["val/latents/effective_rank"])
+
+
+def test_one_prediction_ahead_is_the_prediction_loss(tmp_path):
+    """In episodes that have room for no more."""
+    dataset = make_dataset(tmp_path, n=24, steps=4)
+    config = tiny_config(tmp_path, batch_size=999)
+    found = validate(build_model(config, dataset, torch.device("cpu")), config, dataset)
+    assert found["val/rollout/error_1"] == pytest.approx(found["val/prediction"])
+    assert found["val/rollout/error_1_over_copy"] == pytest.approx(found["val/prediction_over_copy"])
+    assert not {"val/rollout/error_2", "val/latents/straightness"} & found.keys()
 
 
 def test_decay_is_of_matrices_only(data):

@@ -29,6 +29,8 @@ from trainers.heads import HeadsTraining, Trajectory, encode_frames, fit_heads
 
 _EVALUATION, _DAGGER = 1 << 30, 1 << 29
 """Where the seeds of evaluation and of DAgger's episodes begin; collection draws 32-bit seeds elsewhere."""
+_COLLECTING = 100
+"""Episodes that the collecting policies play at least; they need no rendering."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -283,8 +285,8 @@ def fit_control(
 ) -> ControlHeads:
     """Heads fitted on trajectories, and on what DAgger adds to them (in place)."""
     decisions = config.decisions or env.spec.max_steps
-    heads = fit_heads(model, trajectories, config.training, seed=config.seed)
     for round_ in range(config.dagger.rounds):
+        heads = fit_heads(model, trajectories, config.training, seed=config.seed, prior_only=True)
         first = _DAGGER + (config.seed * config.dagger.rounds + round_) * config.dagger.episodes
         seeds = range(first, first + config.dagger.episodes)
         played = play(env, model, PriorActor(heads), seeds, decisions=decisions, label=True)
@@ -295,8 +297,7 @@ def fit_control(
             Trajectory(encode_frames(model, frames), *(torch.from_numpy(each).to(device) for each in rest))
             for frames, *rest in zip(played.frames, played.action, played.reward, played.labels, strict=True)
         ]
-        heads = fit_heads(model, trajectories, config.training, seed=config.seed)
-    return heads
+    return fit_heads(model, trajectories, config.training, seed=config.seed)
 
 
 def collecting_policies(dataset: Dataset, count: int, seed: int) -> list[SinglePolicy]:
@@ -319,13 +320,18 @@ def evaluation_seeds(config: ControlConfig) -> range:
 
 
 def baselines(env: Env, dataset: Dataset, config: ControlConfig) -> list[ReturnScore]:
-    """The data's expert (where the task has one), the policies that collected, and uniform actions."""
+    """The data's expert (where there is one), the policies that collected, in more episodes, and uniform actions."""
     seeds, decisions = evaluation_seeds(config), config.decisions or env.spec.max_steps
-    collecting = collecting_policies(dataset, len(seeds), config.seed)
+    # Policies of a mixture differ so much that the mean of a few episodes says little.
+    many = range(seeds.start, seeds.start + max(_COLLECTING, len(seeds)))
+    collecting = collecting_policies(dataset, len(many), config.seed)
     contenders: dict[str, list[SinglePolicy]] = {"collection": collecting, "random": [RandomConfig()] * len(seeds)}
     if any(policy.kind == "expert" for policy in collecting):
         contenders = {"expert": [ExpertConfig()] * len(seeds), **contenders}
-    return [replace(play_policy(env, policies, seeds, decisions), name=name) for name, policies in contenders.items()]
+    return [
+        replace(play_policy(env, policies, many[: len(policies)], decisions), name=name)
+        for name, policies in contenders.items()
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def probe_model(
     train, test = spread_out(dataset, dataset.indices("train"), _FRAMES), spread_out(dataset, test, _FRAMES)
     states = {int(episode): dataset.state(int(episode)) for episode in (*train, *test)}
     device, columns = model.pixel_mean.device, dataset.columns
-    spacing = _spacing(config.model.frame_skip, stride)
+    spacing = window_spacing(config.model.frame_skip, stride)
     encoders = {
         "lewm": model_encoder(model),
         "random_encoder": model_encoder(build_model(config, dataset, device).eval()),
@@ -112,6 +112,6 @@ def _validation_r2(
     return mean_r2(linear_probe(rows, bootstraps=1).scores)
 
 
-def _spacing(frame_skip: int, stride: int) -> int:
+def window_spacing(frame_skip: int, stride: int) -> int:
     """Frames between the latents of a window: the model's own step, rounded up to the stride."""
     return -(-frame_skip // stride) * stride

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+from dm_control.rl.control import PhysicsError
 
 from collectors.envs.base import Env, EnvConfig, Quality, VariationConfig
 from collectors.rollout import replay
 from shards.dataset import Dataset
 from trainers.evaluation.events import Change, Event, NotHere, SceneRenderer, Simulator
+
+
+class Diverged(RuntimeError):
+    """The simulator came to no finite state after an event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,8 @@ class Stage:
         return Clean(moment, np.stack(frames), action[first:last], (states[moment.frame - 1], states[moment.frame]))
 
     def event(self, clean: Clean, event: Event, rng: np.random.Generator) -> np.ndarray:
-        """The frames (after, h, w, 3) from the event on. NotHere when the environment has nothing for it to happen to.
+        """The frames (after, h, w, 3) from the event on. NotHere when the environment has nothing for it to happen to,
+        Diverged when the simulator does not survive it.
 
         A lasting event happens one step before the first frame that may show it, because it acts through that step.
         """
@@ -90,7 +96,10 @@ class Stage:
             done = (change.gain * (rng.permutation(clean.action) if change.shuffle else action)).astype(np.float32)
             frames = [] if event.lasting else [self._render(change)]
             for t in range(len(action)):
-                self.env.step(done[t])
+                try:
+                    self.env.step(done[t])
+                except (PhysicsError, FloatingPointError) as error:
+                    raise Diverged(f"{event.label}: {error}") from error
                 frames.append(self._render(change))
         return np.stack(frames)
 

@@ -5,7 +5,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from shards.atomic import write_atomically
 from trainers.evaluation.planning import PlanningScore
@@ -13,6 +15,7 @@ from trainers.evaluation.probes import ProbeScore
 
 Probe = Literal["linear", "mlp"]
 Source = Literal["lewm", "random_encoder", "pixel_pca", "true_state"]
+Scorecard = TypeVar("Scorecard")
 
 THRESHOLD = 0.92
 """R2 that the LeWorldModel article claims for linear probes."""
@@ -74,15 +77,18 @@ class ProbeScorecard:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Metric names of the design: `probe/<linear|mlp>/<w1|w3>/<column>/<r2|r|mse>`, R2 of baselines beside them."""
+        """`probe/<linear|mlp>/<w1|w3>/<r2|r|mse>/<column>`, R2 of baselines beside them.
+
+        The column comes last because MLflow's page groups charts by what stands before the last slash.
+        """
         metrics: dict[str, float] = {}
         for each in self.results:
             head = "probe" if each.source == "lewm" else f"probe_{each.source}"
             for score in each.scores:
-                name = f"{head}/{each.probe}/w{each.window}/{_metric(score.target)}"
-                metrics[f"{name}/r2"] = score.r2
+                group, column = f"{head}/{each.probe}/w{each.window}", _metric(score.target)
+                metrics[f"{group}/r2/{column}"] = score.r2
                 if each.source == "lewm":
-                    metrics |= {f"{name}/r": score.r, f"{name}/mse": score.mse}
+                    metrics |= {f"{group}/r/{column}": score.r, f"{group}/mse/{column}": score.mse}
         metrics |= {f"probe/{each.probe}/columns_above_threshold": float(each.passed) for each in self.verdicts}
         return metrics | {
             "probe/linear/w3/r2_mean": self.r2_mean,
@@ -126,6 +132,18 @@ def write_scorecard(run: Path, kind: str, scorecard: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(asdict(scorecard), indent=2) + "\n").encode())
     return path
+
+
+def read_scorecard(run: Path, kind: str, expected: type[Scorecard]) -> Scorecard | None:
+    """What `write_scorecard` wrote, None where it did not; ValueError for one that this program does not understand."""
+    path = run / "scorecards" / f"{kind}.json"
+    if not path.is_file():
+        return None
+    try:
+        return TypeAdapter(expected).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path} is of another version ({first['msg']}): run `lewm {kind}` again") from error
 
 
 def mean_r2(scores: Iterable[ProbeScore]) -> float:

@@ -62,13 +62,17 @@ class EventScore:
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
-    """What an event was: `frames` positives a rollout, and the mean share of pixels changed where most were."""
+    """What an event was: `frames` positives a rollout, and the mean share of pixels changed where most were.
+
+    `diverged` rollouts are left out, because the simulator did not survive the event.
+    """
 
     event: str
     size: str
     lasting: bool
     frames: int
     pixels_changed: float
+    diverged: int = 0
 
     @property
     def label(self) -> str:
@@ -109,13 +113,13 @@ class SurpriseScorecard:
         )
 
     def metrics(self) -> dict[str, float]:
-        """`surprise/<score>/<event>[_<size>]/<auroc|delay|detected|false_alarms>`."""
+        """`surprise/<score>/<auroc|delay|detected|false_alarms>/<event>[_<size>]`."""
         metrics: dict[str, float] = {}
         for each in self.scores:
-            name = f"surprise/{each.score}/{each.event}{f'_{each.size}' if each.size else ''}"
+            event = f"{each.event}{f'_{each.size}' if each.size else ''}"
             for value in ("auroc", "delay", "detected", "false_alarms"):
                 if (figure := getattr(each.detection, value)) is not None:
-                    metrics[f"{name}/{value}"] = figure
+                    metrics[f"surprise/{each.score}/{value}/{event}"] = figure
         return metrics | {f"surprise/{each.score}/reached": float(len(each.reached)) for each in self.verdicts}
 
 
@@ -157,6 +161,8 @@ def judge_surprise(
     on_episode: Callable[[int, int], None] | None = None,
 ) -> SurpriseReport:
     """Judge a model by events. `stage` is the dataset's environment with `frames_around` the event."""
+    from trainers.evaluation.rollouts import Diverged  # loads MuJoCo
+
     config = model.config
     episodes, split = held_out(dataset)
     moments = stage.moments(episodes, settings.episodes, settings.seed)
@@ -165,6 +171,7 @@ def judge_surprise(
     judge = _Judge(model, fit_scorer(model, dataset), (config.stack - 1) * config.stack_stride)
     clean_scores: list[dict[Score, np.ndarray]] = []
     event_scores: dict[str, list[dict[Score, np.ndarray]]] = {}
+    survived: dict[str, list[int]] = {}
     changed: dict[str, list[float]] = {}
     shown: dict[str, np.ndarray] = {}
     here: list[Event] = []
@@ -178,7 +185,11 @@ def judge_surprise(
         clean_scores.append(judge.scores(clean, clean.frames, latents))
         for index, event in enumerate(here):
             rng = np.random.default_rng([settings.seed, 1, moment.episode, index])
-            frames = np.concatenate([clean.frames[: stage.before], stage.event(clean, event, rng)])
+            try:
+                frames = np.concatenate([clean.frames[: stage.before], stage.event(clean, event, rng)])
+            except Diverged:
+                continue
+            survived.setdefault(event.label, []).append(number)
             scores = judge.scores(clean, frames, judge.encode_from(frames, stage.before, latents))
             event_scores.setdefault(event.label, []).append(scores)
             changed.setdefault(event.label, []).append(_changed(frames, clean.frames))
@@ -189,14 +200,20 @@ def judge_surprise(
     lead = judge.lead
     at, window = stage.before - lead, window_frames(config)
     calm = _stacked(clean_scores)
-    curves = {label: Curves(_stacked(each), shown[label]) for label, each in event_scores.items()}
+    for event in here:
+        if len(survived.get(event.label, ())) < 2:
+            not_here.append(f"{event.label}: the simulator diverged in nearly all rollouts")
+    here = [event for event in here if len(survived.get(event.label, ())) >= 2]
+    curves = {event.label: Curves(_stacked(event_scores[event.label]), shown[event.label]) for event in here}
     records, scores = [], []
     for event in here:
-        count = stage.after if event.lasting else window
-        records.append(EventRecord(event.name, event.size, event.lasting, count, float(np.mean(changed[event.label]))))
+        count, same = stage.after if event.lasting else window, survived[event.label]
+        pixels, diverged = float(np.mean(changed[event.label])), len(moments) - len(same)
+        records.append(EventRecord(event.name, event.size, event.lasting, count, pixels, diverged))
         for score in SCORES:
             positives = curves[event.label].scores[score][:, at : at + count]
-            found = detect(positives, calm[score][:, at : at + count], calm[score])
+            background = calm[score][same]
+            found = detect(positives, background[:, at : at + count], background)
             scores.append(EventScore(event.name, event.size, score, found))
     scorecard = SurpriseScorecard(
         episodes=split,
