@@ -76,8 +76,8 @@ def test_mlflow_holds_the_record(line):
     assert steps == sorted(set(steps))
     assert steps[-1] == settings.train_steps
     expected = {
-        "probe/linear/w1/cart_position/r2",
-        "probe/linear/w3/pole_angle_sin/r2",
+        "probe/linear/w1/r2/cart_position",
+        "probe/linear/w3/r2/pole_angle_sin",
         "probe/linear/w3/r2_mean",
         "plan/planned_distance",
         "data/wait_share",

@@ -7,13 +7,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from infra.report import Story, _scorecard, page
+from infra.report import Story, page
 from tests.helpers import make_dataset
 from trainers.config import train_preset
 from trainers.evaluation.control import ControlScorecard, ReturnScore
 from trainers.evaluation.planning import PlanningScore
 from trainers.evaluation.probes import ProbeScore
-from trainers.evaluation.scorecard import ProbeResult, ProbeScorecard, verdict, write_scorecard
+from trainers.evaluation.scorecard import ProbeResult, ProbeScorecard, read_scorecard, verdict, write_scorecard
 from trainers.rundir import Run, RunRecord
 
 VOID = {"meta", "img", "br", "path", "use", "line", "rect"}
@@ -105,9 +105,9 @@ def test_runs_stand_side_by_side(story):
 def test_a_scorecard_of_another_version_is_named(story, tmp_path):
     record = RunRecord("r", "0", story.dataset.digest, "dmc/x", "0")
     run = Run.create(tmp_path / "run", story.config, record)
-    assert _scorecard(run, "plan", PlanningScore) is None
+    assert read_scorecard(run.path, "plan", PlanningScore) is None
     write_scorecard(run.path, "plan", story.plan)
-    assert _scorecard(run, "plan", PlanningScore) == story.plan
+    assert read_scorecard(run.path, "plan", PlanningScore) == story.plan
     (run.path / "scorecards" / "plan.json").write_text('{"goals": 3}')
     with pytest.raises(ValueError, match=r"plan\.json is of another version .*run `lewm plan` again"):
-        _scorecard(run, "plan", PlanningScore)
+        read_scorecard(run.path, "plan", PlanningScore)

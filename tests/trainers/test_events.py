@@ -169,7 +169,7 @@ def test_a_model_is_judged_from_dataset_to_scorecard(gl, tmp_path):
     from shards.dataset import Dataset
     from shards.manifest import assemble
     from shards.writer import ShardWriter
-    from trainers.evaluation.events import EVENTS
+    from trainers.evaluation.events import EVENTS, Change, Event
     from trainers.evaluation.latents import held_out
     from trainers.evaluation.rollouts import Stage, recorded_environment
     from trainers.evaluation.surprise import SurpriseConfig, frames_around, judge_surprise
@@ -199,6 +199,15 @@ def test_a_model_is_judged_from_dataset_to_scorecard(gl, tmp_path):
     before, after = frames_around(small, settings)
     stage = Stage(make_env(recorded_environment(dataset)), dataset, before=before, after=after)
     events = tuple(event for event in EVENTS if event.label in ("obstacle (large)", "teleport (large)", "gravity"))
+    calls = 0
+
+    def explode(simulator, rng, size):
+        nonlocal calls
+        calls += 1  # both once to see whether they are possible, then both in every rollout
+        simulator.data.qvel[:] = 1e15 if calls == 3 or size == "large" else 0.1
+        return Change()
+
+    events += (Event("explosion", "", False, explode), Event("explosion", "large", True, explode))
     seen = []
     try:
         report = judge_surprise(model, dataset, stage, events, settings, lambda done, total: seen.append((done, total)))
@@ -206,15 +215,19 @@ def test_a_model_is_judged_from_dataset_to_scorecard(gl, tmp_path):
         stage.close()
     card = report.scorecard
     assert seen[-1] == (card.n_episodes, card.n_episodes)
-    assert len(card.scores) == len(events) * len(SCORES)
+    assert len(card.scores) == (len(events) - 1) * len(SCORES)
     assert {record.frames for record in card.records if not record.lasting} == {3}
     assert {record.frames for record in card.records if record.lasting} == {after}
     # Nothing of an event shows before it.
-    for curves in report.events.values():
+    for record in card.records:
+        curves, same = report.events[record.label], slice(record.diverged, None)
         for score in SCORES:
             np.testing.assert_array_equal(
-                curves.scores[score][:, : card.before], report.clean.scores[score][:, : card.before]
+                curves.scores[score][:, : card.before], report.clean.scores[score][same, : card.before]
             )
+    assert [record.diverged for record in card.records] == [0, 0, 0, 1]
+    assert card.not_here == ("explosion (large): the simulator diverged in nearly all rollouts",)
+    assert np.isfinite(card.of("explosion", "", "pixels").auroc)
     moved = card.of("obstacle", "large", "pixels")
     assert moved.auroc > 0.6
     assert all(0 <= each.detection.auroc <= 1 for each in card.scores)

@@ -96,6 +96,19 @@ def test_rewards_and_labels_are_recovered_on_other_episodes():
     assert 1 - imitation[:, :2].square().mean() / data.targets[data.rows][:, :2].var() > 0.95
 
 
+def test_the_prior_alone_learns_labels_and_leaves_the_rest():
+    heads = fit_heads(linear_model(), trajectories(labelled=True), training(steps=600), seed=0, prior_only=True)
+    data = _Data(linear_model(), trajectories(seed=1, labelled=True), training())
+    windows = data.windows(data.rows, 0)
+    with torch.no_grad():
+        imitation = (heads.prior(windows) - data.targets[data.rows])[:, :2]
+        assert 1 - imitation.square().mean() / data.targets[data.rows][:, :2].var() > 0.95
+        assert not heads.reward(windows).any()
+        assert not heads.value(windows).any()
+    with pytest.raises(AssertionError):
+        fit_heads(linear_model(), trajectories(), training(), seed=0, prior_only=True)
+
+
 def test_a_constant_reward_is_worth_its_geometric_sum():
     parts = [Trajectory(each.z, each.action, torch.ones_like(each.reward)) for each in trajectories(20)]
     heads = fit_heads(linear_model(), parts, training(refresh=30), seed=0)

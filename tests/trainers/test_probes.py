@@ -182,7 +182,7 @@ def test_the_verdict_takes_positions_from_one_latent_and_velocities_from_three()
     assert not verdict(results({"root": 0.99}, {"root": 0.99}), "linear").met
 
 
-def test_metrics_have_the_names_of_the_design():
+def test_metrics_are_grouped_by_what_is_compared():
     found = tuple(
         ProbeResult(source, probe, window, (score("sin(pole)", "one_frame", 0.5),))
         for source in ("lewm", "pixel_pca")
@@ -192,11 +192,11 @@ def test_metrics_have_the_names_of_the_design():
     card = ProbeScorecard("test", 9, 3, 4, found, (verdict(found, "linear"),), 0.5, 0.4, 10.0, 16)
     metrics = card.metrics()
     expected = {
-        f"probe/{probe}/{window}/pole_sin/{value}"
+        f"probe/{probe}/{window}/{value}/pole_sin"
         for probe in ("linear", "mlp")
         for window in ("w1", "w3")
         for value in ("r2", "r", "mse")
-    } | {"probe_pixel_pca/mlp/w1/pole_sin/r2", "probe/linear/w3/r2_mean", "val/probe/linear/w3/r2_mean"}
+    } | {"probe_pixel_pca/mlp/w1/r2/pole_sin", "probe/linear/w3/r2_mean", "val/probe/linear/w3/r2_mean"}
     assert expected <= metrics.keys()
     assert card.scores("pixel_pca", "mlp", 3) is found[-1].scores
 

@@ -207,9 +207,9 @@ def test_the_verdict_is_over_obstacles_and_large_changes():
 
 def test_metrics_are_named_by_score_and_event():
     metrics = card_and_curves().scorecard.metrics()
-    assert metrics["surprise/prediction/obstacle_small/auroc"] == 1.0
-    assert metrics["surprise/prediction/teleport_large/delay"] == 0.0
-    assert "surprise/no_actions/light/false_alarms" in metrics
+    assert metrics["surprise/prediction/auroc/obstacle_small"] == 1.0
+    assert metrics["surprise/prediction/delay/teleport_large"] == 0.0
+    assert "surprise/no_actions/false_alarms/light" in metrics
     assert metrics["surprise/prediction/reached"] == 2.0
 
 
