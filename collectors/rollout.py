@@ -4,6 +4,7 @@ An episode is a pure function of (dataset seed, episode number, configuration), 
 recorded seed and actions the simulator can be brought back, exactly, to every state of the episode.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -163,9 +164,9 @@ def _last_frozen(frames: np.ndarray, visible: np.ndarray, number: int) -> int | 
 
     BadFrame where no frame of the whole episode differs.
     """
-    differs = [not np.array_equal(before, after) for before, after in zip(frames[:-1], frames[1:], strict=True)]
+    differs = [not np.array_equal(before, after) for before, after in itertools.pairwise(frames)]
     edges = [0, *(np.flatnonzero(differs) + 1), len(frames)]
-    runs = [(begin, end) for begin, end in zip(edges[:-1], edges[1:], strict=True) if end - begin > 1]
+    runs = [(begin, end) for begin, end in itertools.pairwise(edges) if end - begin > 1]
     frozen = [(end - begin, end) for begin, end in runs if np.ptp(visible[begin:end], axis=0).max(initial=0) > _MOVED]
     if not frozen:
         return None

@@ -7,10 +7,13 @@ believed dead, and its successor) never write the same file. A process killed at
 
 import hashlib
 import os
+import re
 import secrets
 from pathlib import Path
 
 TMP_SUFFIX = ".tmp"
+_OURS = re.compile(r"(.+\.(?:tar|arrow|json))\.[0-9a-f]{8}\.tmp")
+"""What `temporary` makes of the names of a dataset's files. Other temporary files are somebody else's."""
 
 
 def temporary(path: Path) -> Path:
@@ -65,7 +68,10 @@ def remove_leftovers(directory: Path) -> list[Path]:
     """
     removed: list[Path] = []
     for tmp in sorted([*directory.glob(f"*{TMP_SUFFIX}"), *(directory / "shards").glob(f"*{TMP_SUFFIX}")]):
-        final = tmp.with_name(tmp.name.removesuffix(TMP_SUFFIX).rpartition(".")[0])
+        ours = _OURS.fullmatch(tmp.name)
+        if ours is None:
+            continue
+        final = tmp.with_name(ours[1])
         tar = final.with_suffix(".tar")
         doomed = [tmp]
         if final.suffix == ".arrow" and tmp.parent.name == "shards" and tar.exists() and not final.exists():

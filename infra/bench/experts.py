@@ -1,8 +1,9 @@
 """What the experts reach: returns and successes of whole episodes, without rendering.
 
 These are ceilings: a policy that learns from an expert's data, or imitates it, is judged against them. An episode is a
-pure function of its seed, so the figures do not depend on the machine. Seeds differ from all that experts were chosen
-on. The oracle plans on the simulator and takes minutes an episode; it runs only when it is asked for.
+pure function of its seed, so a script's figures do not depend on the machine; a learned expert's do by rounding, since
+kinds of CPU add up its layers in different orders. Seeds differ from all that experts were chosen on. The oracle
+plans on the simulator and takes minutes an episode; it runs only when it is asked for.
 """
 
 import fnmatch

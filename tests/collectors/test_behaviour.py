@@ -1,5 +1,6 @@
 """Policies and episodes: determinism, statistics of the noise, the expert's skill, exact replay."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -136,6 +137,11 @@ def test_a_simulator_that_fails_names_the_episode(env, monkeypatch):
         patch.setattr(env, "physical_state", lambda: np.full(4, np.nan, np.float32))
         with pytest.raises(EpisodeFailed, match=r"episode 3 .*not finite"):
             record_episode(env, CONFIG, 3)
+    for reward in (np.nan, np.inf):
+        with monkeypatch.context() as patch:
+            patch.setattr(env, "step", lambda action, reward=reward: reward)
+            with pytest.raises(EpisodeFailed, match=r"episode 3 .*step 0.*reward is not finite"):
+                record_episode(env, CONFIG, 3)
 
 
 def test_bad_frames_are_noticed(env, monkeypatch):
@@ -160,6 +166,30 @@ def test_frames_that_freeze_in_the_middle_are_noticed(env, monkeypatch):
         return shown[-1]
 
     record_episode(env, config, 0)
+    monkeypatch.setattr(env, "render", freeze)
+    with pytest.raises(BadFrame, match="the frames froze"):
+        record_episode(env, config, 0)
+
+
+@pytest.mark.parametrize("span", [(40, 41), (10, 20), (101, 150)])
+def test_a_stretch_of_one_colour_is_noticed_wherever_it_is(env, monkeypatch, span):
+    from collectors.rollout import BadFrame, record_episode
+
+    render, count = env.render, itertools.count()
+    monkeypatch.setattr(env, "render", lambda: render() * (not span[0] <= next(count) < span[1]))
+    with pytest.raises(BadFrame, match=f"frame {span[0]} has one colour"):
+        record_episode(env, replace(CONFIG, steps=150), 0)
+
+
+def test_a_renderer_that_froze_for_a_while_is_noticed(env, monkeypatch):
+    from collectors.rollout import BadFrame, record_episode
+
+    config, render, shown = replace(CONFIG, steps=150, policy=RandomConfig()), env.render, []
+
+    def freeze():  # from frame 70 to frame 130, across what a fixed division into hundreds would see
+        shown.append(shown[-1] if 70 < len(shown) <= 130 else render())
+        return shown[-1]
+
     monkeypatch.setattr(env, "render", freeze)
     with pytest.raises(BadFrame, match="the frames froze"):
         record_episode(env, config, 0)

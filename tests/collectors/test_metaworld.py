@@ -39,6 +39,16 @@ def actions(steps: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, (steps, 4)).astype(np.float32)
 
 
+def test_going_back_from_a_simulation_that_diverged_forgets_that_it_did(make):
+    env = make("reach-v3")
+    saved = env.get_state()
+    env.task.data.qvel[:] = 1e12
+    with pytest.raises(FloatingPointError, match="diverged"):
+        env.step(np.zeros(4, np.float32))
+    env.set_state(saved)
+    assert np.isfinite(env.step(np.zeros(4, np.float32)))
+
+
 def check_against_the_simulator(env, steps: int) -> None:
     """The same random vector and actions give the same physics, rewards and success as Meta-World by itself."""
     from metaworld.env_dict import ENV_CLS_MAP

@@ -356,6 +356,19 @@ def test_killed_at_any_moment_leaves_a_dataset_that_assembles(tmp_path):
         assert verify(directory).problems == ()
 
 
+def test_temporary_files_of_others_are_left_alone(tmp_path):
+    (tmp_path / "shards").mkdir()
+    names = ["thesis.tmp", "notes.txt.tmp", "notes.txt.0123abcd.tmp", "x.tar.0123ABCD.tmp", ".tmp", "x.json.tmp"]
+    foreign = [folder / name for folder in (tmp_path, tmp_path / "shards") for name in names]
+    ours = [tmp_path / "manifest.json.0123abcd.tmp"]
+    ours += [tmp_path / "shards" / f"x.{suffix}.0123abcd.tmp" for suffix in ("tar", "arrow")]
+    for path in foreign + ours:
+        path.write_bytes(b"")
+    assert sorted(atomic.remove_leftovers(tmp_path)) == sorted(ours)
+    assert all(path.exists() for path in foreign)
+    assert not any(path.exists() for path in ours)
+
+
 def test_a_retry_in_the_same_run_replaces_a_tar_without_index(tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/a.tar").write_bytes(b"half")
