@@ -81,3 +81,10 @@ def test_every_rank_finds_the_same_state_to_go_on_from(runs):
     states = [load_checkpoint(runs / f"exact-{n}/checkpoints/step_000000004").state for n in WORLDS]
     assert states[0]["loader"] == states[1]["loader"] == states[2]["loader"]
     assert [state["ranks"] for state in states] == [1, 2, 3]
+
+
+def test_held_out_figures_do_not_know_the_number_of_ranks(runs):
+    one, *more = (load_checkpoint(runs / f"exact-{n}/checkpoints/step_000000004").state["metrics"] for n in WORLDS)
+    assert {"val/prediction", "val/latents/sigreg", "val/rollout/error_8"} <= one.keys()
+    for found in more:
+        assert found == pytest.approx(one, rel=1e-5)
