@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,9 @@ from infra.cli.errors import Failed
 from infra.cluster import prepare_driver
 from infra.console import collection_note, print_json, print_table, progress, say
 from shards.codec import Encoding
+
+_SAME_SECONDS = 1.0
+"""A second signal this soon is the first once more: who stops a job tells all its processes, and these each other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,13 +155,15 @@ def run(args: Args) -> int | None:
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM interrupt alike. The first says what happens now, and what a second would do."""
-    told = False
+    first: float | None = None
 
     def interrupt(number: int, frame: object) -> None:
-        nonlocal told
-        if not told:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
             os.write(2, b"\nstopping: what is complete is committed first; once more, and it is dropped\n")
-        told = True
+        elif time.monotonic() - first < _SAME_SECONDS:
+            return
         raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -15,7 +15,7 @@ from collectors.config import CollectConfig
 from collectors.envs.base import EnvConfig, VariationConfig
 from collectors.policies import ExpertConfig, MixtureConfig, NoiseConfig, RandomConfig
 from infra.cli import main
-from infra.cli.collect import _config, parse
+from infra.cli.collect import _config, _interruptible, parse
 from shards.dataset import Dataset
 from shards.verify import verify
 
@@ -98,6 +98,18 @@ def test_an_interrupted_command_says_how_to_go_on(gl, tmp_path, number, code):
     assert 8 <= len(Dataset.open(out)) < 2000
     assert verify(out).ok
     assert not list(out.rglob("*.tmp"))
+
+
+def test_an_order_that_comes_twice_is_one(monkeypatch):
+    monkeypatch.setattr("infra.cli.collect._SAME_SECONDS", 600)
+    with _interruptible():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr("infra.cli.collect._SAME_SECONDS", 0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 COMMANDS = {
