@@ -94,6 +94,8 @@ def up(
     words = [sys.executable, "-m", "infra.raynode" if is_loopback(host) else "ray.scripts.scripts", "start", "--block"]
     words += ["--node-ip-address", host, "--temp-dir", str(_directory() / mark), "--disable-usage-stats"]
     words += ["--log-style", "record", "--log-color", "false"]
+    # The agent runs jobs and reads logs. Without a port of its own it does neither beside another Ray of this machine.
+    words += ["--dashboard-agent-listen-port", str(any_free())]
     words += [] if cpus is None else ["--num-cpus", str(cpus)]
     words += [] if gpus is None else ["--num-gpus", str(gpus)]
     if join:

@@ -45,13 +45,17 @@ class LogsArgs:
     """Go on until the job has ended; --no-follow shows what there is."""
     address: str | None = None
     """Dashboard of the cluster, such as http://HOST:8265; the cluster of this machine unless given."""
+    json: bool = False
+    """Print the job and its output as one JSON value on standard output, and everything else on standard error."""
 
 
 def logs(args: LogsArgs) -> None:
     jobs = Jobs(dashboard_of(args.address))
     if args.follow:
-        follow(jobs, args.job, address=args.address)
-    else:
+        follow(jobs, args.job, address=args.address, to_stderr=args.json)
+    if args.json:
+        print_json({"job": jobs.get(args.job), "logs": jobs.logs(args.job)})
+    elif not args.follow:
         sys.stdout.write(jobs.logs(args.job))
 
 

@@ -151,6 +151,7 @@ def test_a_job_is_followed_to_its_end_and_listed(head, tmp_path):
     logs = lewm("jobs", "logs", job["id"])
     assert "dmc/walker-walk" in logs.stdout
     assert logs.stdout == lewm("jobs", "logs", job["id"], "--no-follow").stdout
+    assert json.loads(lewm("jobs", "logs", job["id"], "--no-follow", "--json").stdout)["logs"] == logs.stdout
     assert lewm("jobs", "status", job["id"]).returncode == 0
     missing = lewm("jobs", "logs", "no-such-job")
     assert (missing.returncode, missing.stderr) == (
