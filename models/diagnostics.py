@@ -45,6 +45,6 @@ def retrieval(imagined_ND: Tensor, real_ND: Tensor) -> tuple[float, float]:
     best; (N + 1) / 2 is chance)."""
     distance_NN = torch.cdist(imagined_ND.double(), real_ND.double(), compute_mode="donot_use_mm_for_euclid_dist")
     own = distance_NN.diagonal()[:, None]
-    # A tie counts against: collapsed latents find nothing.
-    rank = (distance_NN <= own).sum(dim=1).double()
+    # A tie counts against: collapsed latents find nothing, and neither do latents that are NaN.
+    rank = (len(distance_NN) - (distance_NN > own).sum(dim=1)).double()
     return float((rank == 1).double().mean()), float(rank.mean())

@@ -9,6 +9,7 @@ No stop-gradient, no EMA: gradients flow into the targets too, and only the regu
 and an exported model take raw frames and raw actions.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +43,11 @@ class LeWMConfig:
     """Weight of the open-loop error: the window's H latents imagined from its first one alone. 0 for none."""
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "latent_dim", "history", "frame_skip", "stack", "stack_stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.rollout_weight < math.inf:
+            raise ValueError(f"rollout_weight must be finite and not negative, not {self.rollout_weight}")
         if self.rollout_weight and self.history == 1:
             raise ValueError("a rollout loss over one step is the prediction loss: set history to 2 or more")
 
@@ -118,6 +124,12 @@ class LeWM(nn.Module):
 
         Step t sees steps up to t. One latent each, (B, D) and (B, K), gives (B, D).
         """
+        block = self.config.frame_skip * self.action_size
+        if action.shape != (*z.shape[:-1], block):
+            # One block for several latents would be broadcast.
+            raise ValueError(
+                f"latents {tuple(z.shape)} need action blocks {(*z.shape[:-1], block)}, not {tuple(action.shape)}"
+            )
         if z.dim() == 2:
             return self.predictor(z[:, None], self._standardise(action)[:, None])[:, 0]
         return self.predictor(z, self._standardise(action))
@@ -140,6 +152,8 @@ class LeWM(nn.Module):
                 f"a rollout takes 1 to {self.config.history} known latents and one past action block fewer, "
                 f"not {known} and {given}"
             )
+        if len(plan_BHK) != len(z_BTD):
+            raise ValueError(f"{len(z_BTD)} starts need as many plans, not {len(plan_BHK)}")
         blocks_BNK = plan_BHK if past_BPK is None else torch.cat([past_BPK, plan_BHK], dim=1)
         return self.predictor.rollout(z_BTD, self._standardise(blocks_BNK))  # pyright: ignore[reportCallIssue]
 

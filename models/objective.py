@@ -1,5 +1,6 @@
 """The term against collapse, from its configuration: which regularizer, on which directions, and its null value."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,16 @@ class RegularizerConfig:
     """Gaussians of `mixture`, equally likely."""
     spread: float = 3.0
     """Distance of the components' means from the origin."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf or not 0 <= self.shrinkage <= 1 or not 0 <= self.spread < math.inf:
+            raise ValueError(
+                "a regularizer needs a finite weight >= 0, 0 <= shrinkage <= 1 and a finite spread >= 0, not "
+                f"weight={self.weight}, shrinkage={self.shrinkage}, spread={self.spread}"
+            )
+        for name in ("directions", "subspaces", "components"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 def directions(

@@ -3,7 +3,8 @@
 A published checkpoint is `weights.pt`, a state dict, beside `config.json`, which names the parts and their sizes. The
 encoder is a Hugging Face ViT, whose parameters have other names in transformers 4 and 5; some files put `model.` before
 every name. Everything maps one to one, and whatever is missing, left over or of another shape is an error. Pixels are
-scaled by the ImageNet statistics; action statistics are not part of the file.
+scaled by the ImageNet statistics: a model with others has the difference folded into its patch embedding when it is
+exported, which is exact. Action statistics are not part of the file.
 """
 
 import re
@@ -83,13 +84,14 @@ def read_config(values: Mapping[str, Any], weights: Mapping[str, Tensor], *, fra
             dropout=float(predictor.get("dropout", 0.0)),
         )
         history, head_hidden = int(predictor["num_frames"]), int(values["projector"]["hidden_dim"])
-    except (KeyError, TypeError) as error:
+        widths = {int(predictor["hidden_dim"]), int(predictor.get("output_dim") or latent_dim)}
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"the configuration is not a published LeWM's: {error} is missing or of another kind"
         ) from error
-    if predictor["hidden_dim"] != latent_dim or predictor.get("output_dim", latent_dim) not in (None, latent_dim):
+    if widths != {latent_dim}:
         raise ValueError("only predictors of the latent's own width are supported: hidden_dim must equal input_dim")
-    if action_block % frame_skip:
+    if action_block < 1 or action_block % frame_skip:
         raise ValueError(f"blocks of {action_block} values are not {frame_skip} actions: give another --frame-skip")
     names = {_without_prefix(name) for name in weights}
     patches = next((t for n, t in weights.items() if n.endswith("patch_embeddings.projection.weight")), None)
@@ -110,8 +112,7 @@ def read_config(values: Mapping[str, Any], weights: Mapping[str, Tensor], *, fra
             hidden=fc1.shape[0],
             patch=patch,
             depth=len(layers),
-            # The family's heads are 64 wide; narrower ones have three, as its smallest member.
-            heads=int(encoder.get("num_attention_heads", max(3, width // 64))),
+            heads=int(encoder.get("num_attention_heads", _heads(width))),
             head_hidden=head_hidden,
         ),
         predictor=shape,
@@ -142,6 +143,8 @@ def load_weights(model: LeWM, weights: Mapping[str, Tensor]) -> None:
             tensor = tensor.squeeze(-1)
         if tensor.shape != state[mine].shape:
             raise ValueError(f"{theirs} has shape {tuple(tensor.shape)}, the model takes {tuple(state[mine].shape)}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{theirs} has values that are NaN or infinite: the weights are of no use")
         ours[mine] = tensor
     ours |= {name: state[name] for name in _BUFFERS}
     model.load_state_dict(ours)
@@ -158,6 +161,14 @@ def export_weights(model: LeWM, *, transformers: Literal[4, 5] = 4) -> dict[str,
         if name not in _BUFFERS
     }
     weights["action_encoder.patch_embed.weight"] = weights["action_encoder.patch_embed.weight"].unsqueeze(-1)
+    # (pixel - ours) / our std is their scaled pixel times `gain` plus `offset`, and a linear layer comes first.
+    mean, std = model.pixel_mean.cpu(), model.pixel_std.cpu()
+    gain = 255 * torch.tensor(IMAGENET_STD) / std
+    offset = (255 * torch.tensor(IMAGENET_MEAN) - mean) / std
+    patches = "encoder.embeddings.patch_embeddings.projection"
+    kernel = weights[f"{patches}.weight"]
+    weights[f"{patches}.bias"] += torch.einsum("wchk,c->w", kernel, offset.to(kernel.dtype))
+    weights[f"{patches}.weight"] = kernel * gain.to(kernel.dtype).view(1, 3, 1, 1)
     return weights
 
 
@@ -214,6 +225,16 @@ def _check_kind(config: LeWMConfig) -> None:
             f"the published format holds a vit of single frames and a transformer, not {config.encoder.kind} of "
             f"{config.stack} frames and {config.predictor.kind}"
         )
+    if config.encoder.heads != _heads(config.encoder.width):
+        raise ValueError(
+            f"the published format has no place for the number of heads: a vit of width {config.encoder.width} has "
+            f"{_heads(config.encoder.width)} there, not {config.encoder.heads}"
+        )
+
+
+def _heads(width: int) -> int:
+    """Attention heads of the family's member of this width: 64 wide, three of them at least and 16 at most."""
+    return min(16, max(3, width // 64))
 
 
 def _without_prefix(name: str) -> str:

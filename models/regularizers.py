@@ -94,7 +94,9 @@ def gaussian_kl(z_BJD: Tensor, *, ridge: float = 1e-4, shrinkage: float = 0.0) -
     """KL(N(mu, C) || N(0, I)) / D, with mean and full covariance over all B*J latents of the global batch.
 
     `ridge` is added to the covariance's diagonal, so that the logarithm is finite when there are fewer samples than
-    dimensions or the latents have collapsed; a collapsed dimension then costs about -log(ridge)/2 / D. `shrinkage` s
+    dimensions or the latents have collapsed; a collapsed dimension then costs about -log(ridge)/2 / D. On top comes
+    what rounding can take away from an eigenvalue, machine epsilon times tr(C): without it large latents that fill few
+    dimensions have no Cholesky factor in float32. `shrinkage` s
     replaces C by (1 - s) C + s tr(C) / D I first, which a batch smaller than D needs to be asked for variance alone
     in the directions that it cannot fill.
     """
@@ -108,7 +110,8 @@ def gaussian_kl(z_BJD: Tensor, *, ridge: float = 1e-4, shrinkage: float = 0.0) -
         eye_DD = torch.eye(dim, device=z_ND.device, dtype=z_ND.dtype)
         if shrinkage:
             cov_DD = (1 - shrinkage) * cov_DD + shrinkage * cov_DD.trace() / dim * eye_DD
-        cov_DD = cov_DD + ridge * eye_DD
+        rounding = torch.finfo(cov_DD.dtype).eps * cov_DD.trace()
+        cov_DD = cov_DD + (ridge + rounding) * eye_DD
         # cholesky_ex never waits for the device to say whether it succeeded; a failure shows as NaN.
         factor_DD, info = torch.linalg.cholesky_ex(cov_DD)
         logdet = 2 * factor_DD.diagonal().log().sum() + torch.where(info == 0, 0.0, torch.nan)

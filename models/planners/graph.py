@@ -63,7 +63,7 @@ class Planner:
         """As `solve`. The solution is the caller's own: the next call does not overwrite it."""
         if z.dim() == 2:
             z = z[:, None]
-        check(self.config, z, self._mean_K, generators, past, self._decisions)
+        check(self.config, z, self._mean_K, self._std_K, self._bounds, generators, past, self._decisions)
         mean = starting_mean(self.config, self._mean_K, len(z), warm_start)
         elites = None if warm_start is None or 0 in warm_start.elites_EMHK.shape else warm_start.elites_EMHK
         optional = tuple(each for each in (elites, past) if each is not None)

@@ -68,7 +68,7 @@ def search(
         if index == 0 and start.elites_EMHK is not None:
             # They end earlier than a plan does: what the noise says goes on from there.
             _, count, blocks, _ = start.elites_EMHK.shape
-            plans[:, :count, :blocks] = start.elites_EMHK
+            plans[:, :count, :blocks] = start.clamp(start.elites_EMHK)
         if index == len(noise) - 1:
             plans[:, -1] = start.clamp(mean)
         cost_ES = evaluate(plans)

@@ -34,7 +34,7 @@ class MPPIConfig:
     def __post_init__(self) -> None:
         check_sizes("MPPI", samples=self.samples, iterations=self.iterations, elites=self.elites, horizon=self.horizon,
                     chunk=self.chunk)  # fmt: skip
-        if self.temperature <= 0 or not 0 <= self.floor <= 1:
+        if not self.temperature > 0 or not 0 <= self.floor <= 1:
             raise ValueError(f"MPPI needs temperature > 0 and 0 <= floor <= 1, not {self.temperature} and {self.floor}")
 
     @property
@@ -60,6 +60,7 @@ def search(config: MPPIConfig, evaluate: Evaluate, noise: tuple[Tensor, ...], st
 
 
 def weights(cost_EM: Tensor, temperature: float) -> Tensor:
-    """Weights (E, M) that add up to 1 of elites with these costs, best first."""
-    spread = cost_EM.std(dim=1, keepdim=True).clamp_min(torch.finfo(cost_EM.dtype).tiny)
-    return torch.softmax((cost_EM[:, :1] - cost_EM) / (temperature * spread), dim=1)
+    """Weights (E, M) that add up to 1 of elites with these costs, best first; equal where no cost is finite."""
+    cost_EM = torch.where(torch.isfinite(cost_EM), cost_EM, 0.0)
+    scale = (temperature * cost_EM.std(dim=1, keepdim=True)).clamp_min(torch.finfo(cost_EM.dtype).tiny)
+    return torch.softmax((cost_EM[:, :1] - cost_EM) / scale, dim=1)

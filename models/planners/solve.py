@@ -52,7 +52,7 @@ def solve(
     """
     if z.dim() == 2:
         z = z[:, None]
-    check(config, z, mean_K, generators, past, decisions)
+    check(config, z, mean_K, std_K, bounds, generators, past, decisions)
     noise = torch.empty(noise_shape(config, len(z), len(mean_K)), dtype=mean_K.dtype, device=z.device)
     draw(noise, generators)
     mean = starting_mean(config, mean_K, len(z), warm_start)
@@ -66,6 +66,8 @@ def check(
     config: PlannerConfig,
     z_ETD: Tensor,
     mean_K: Tensor,
+    std_K: Tensor,
+    bounds: Bounds,
     generators: Sequence[torch.Generator],
     past: Tensor | None,
     decisions: int,
@@ -77,6 +79,11 @@ def check(
     shape = None if past is None else tuple(past.shape)
     if shape != (None if known == 1 else (environments, known - 1, len(mean_K))):
         raise ValueError(f"{known} known latents need {known - 1} past blocks of {len(mean_K)} numbers, not {shape}")
+    if std_K.shape != mean_K.shape:
+        raise ValueError(f"mean_K and std_K need the same shape, not {tuple(mean_K.shape)} and {tuple(std_K.shape)}")
+    # Bounds in tensors are not looked at: that would wait for the device.
+    if bounds is not None and not isinstance(bounds[0], Tensor) and not bounds[0] <= bounds[1]:
+        raise ValueError(f"the lowest action must not be above the highest, as in bounds={bounds}")
     if decisions < 1 or len(mean_K) % decisions:
         raise ValueError(f"a block of {len(mean_K)} numbers is not {decisions} actions ({type(config).__name__})")
 
@@ -99,6 +106,8 @@ def starting_mean(
     mean = mean_K.expand(environments, config.horizon, len(mean_K))
     if warm_start is None:
         return mean
+    if len(warm_start.mean_EHK) != environments:
+        raise ValueError(f"a warm start of {len(warm_start.mean_EHK)} environments is not one of {environments}")
     left = min(warm_start.mean_EHK.shape[1], config.horizon)
     return torch.cat([warm_start.mean_EHK[:, :left], mean[:, left:]], dim=1)
 

@@ -34,3 +34,8 @@ def test_retrieval_of_right_shuffled_and_collapsed_latents():
     assert share == 0
     assert rank > 5
     assert retrieval(torch.zeros(20, 6), torch.zeros(20, 6)) == (0.0, 20.0)
+
+
+def test_latents_that_are_nan_find_nothing():
+    real = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    assert retrieval(torch.full((20, 6), torch.nan), real) == (0.0, 20.0)

@@ -90,6 +90,29 @@ def test_weights_go_there_and_back(version, prefix):
         torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=0)
 
 
+@torch.no_grad()
+def test_pixel_statistics_of_the_training_data_are_exported_in_the_patch_embedding():
+    torch.manual_seed(0)
+    model = LeWM(small_model()[0].config, 2).eval()
+    model.set_statistics(
+        pixel_mean=torch.tensor([60.0, 70.0, 80.0]),
+        pixel_std=torch.tensor([30.0, 40.0, 50.0]),
+        action_mean=torch.zeros(2),
+        action_std=torch.ones(2),
+    )
+    other = LeWM(model.config, 2).eval()
+    # Large enough that the images decide about the latents.
+    ours, theirs = (each.get_submodule("encoder.trunk.patches") for each in (model, other))
+    ours.get_parameter("weight").mul_(20)
+    load_weights(other, export_weights(model))
+    size = model.config.image_size
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 1, size, size, 3), generator=generator, dtype=torch.uint8)
+    torch.testing.assert_close(other.encode(images), model.encode(images), rtol=1e-4, atol=1e-4)
+    theirs.load_state_dict(ours.state_dict())
+    assert (other.encode(images) - model.encode(images)).abs().max() > 0.01
+
+
 def test_every_mismatch_is_named():
     model, weights = small_model()
     with pytest.raises(ValueError, match=r"projector\.net\.0\.weight is missing \(1 missing, 0 unknown\)"):
@@ -104,6 +127,22 @@ def test_every_mismatch_is_named():
         read_config({**export_config(model), "pred_proj": {}}, weights, frame_skip=2)
     with pytest.raises(ValueError, match="--frame-skip"):
         read_config(export_config(model), weights, frame_skip=3)
+    config = export_config(model)
+    narrow = {key: value for key, value in config["predictor"].items() if key != "hidden_dim"}
+    with pytest.raises(ValueError, match="not a published LeWM's: 'hidden_dim' is missing"):
+        read_config({**config, "predictor": narrow}, weights, frame_skip=2)
+    with pytest.raises(ValueError, match="not a published LeWM's"):
+        read_config({**config, "encoder": {**config["encoder"], "image_size": "x"}}, weights, frame_skip=2)
+    with pytest.raises(ValueError, match="hidden_dim must equal input_dim"):
+        read_config({**config, "predictor": {**config["predictor"], "hidden_dim": 7}}, weights, frame_skip=2)
+    with pytest.raises(ValueError, match="--frame-skip"):
+        read_config({**config, "action_encoder": {"input_dim": 0}}, weights, frame_skip=2)
+    bad = {**weights, "projector.net.0.bias": torch.full_like(weights["projector.net.0.bias"], torch.nan)}
+    with pytest.raises(ValueError, match=r"projector\.net\.0\.bias has values that are NaN"):
+        load_weights(LeWM(model.config, 2), bad)
+    heads = replace(model.config, encoder=replace(model.config.encoder, heads=6))
+    with pytest.raises(ValueError, match="has 3 there, not 6"):
+        export_config(LeWM(heads, 2))
     with pytest.raises(ValueError, match="not conv of 3 frames and mlp"):
         export_weights(LeWM(tiny(), 1))
 

@@ -434,3 +434,41 @@ def test_what_does_not_fit_together_is_refused():
         plan(torch.zeros(2, 2), goal, CONFIGS["icem"], [0, 1], decisions=3)
     with pytest.raises(ValueError, match="at least one term"):
         weighted_sum()
+
+
+def test_mppi_weights_are_finite_for_equal_infinite_and_very_cold_costs():
+    from models.planners.mppi import weights
+
+    even = torch.full((1, 4), 0.25)
+    torch.testing.assert_close(weights(torch.ones(1, 4), 1e-12), even)
+    torch.testing.assert_close(weights(torch.full((1, 4), torch.inf), 0.5), even)
+    torch.testing.assert_close(weights(torch.tensor([[1.0, 2.0, 3.0]]), 1e-12), torch.tensor([[1.0, 0.0, 0.0]]))
+
+
+@EVERY
+def test_a_failed_solve_does_not_spoil_the_next(config):
+    failed = plan(torch.full((1, 2), torch.nan), goal_objective(torch.ones(1, 2)), config, [0])
+    assert torch.isfinite(failed.plan_EHK).all()
+    plan(torch.zeros(1, 2), goal_objective(torch.ones(1, 2)), config, [0], warm_start=failed.after()).checked()
+
+
+def test_elites_of_an_earlier_solve_keep_to_narrower_bounds():
+    config = ICEMConfig(samples=4, iterations=1, elites=4, horizon=2, kept=1.0)
+    goal = goal_objective(torch.full((1, 2), 5.0))
+    start = plan(torch.zeros(1, 2), goal, config, [0], bounds=None).after()
+    narrow = plan(torch.zeros(1, 2), goal, config, [0], bounds=(-0.1, 0.1), warm_start=start)
+    assert narrow.plan_EHK.abs().max() <= 0.1
+    assert narrow.elites_EMHK.abs().max() <= 0.1
+
+
+def test_bounds_deviations_and_warm_starts_that_do_not_fit_are_refused():
+    goal = goal_objective(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="lowest action must not be above"):
+        plan(torch.zeros(2, 2), goal, CONFIGS["cem"], [0, 1], bounds=(1.0, -1.0))
+    with pytest.raises(ValueError, match="same shape"):
+        plan(torch.zeros(2, 2), goal, CONFIGS["cem"], [0, 1], std_K=torch.ones(1))
+    one = plan(torch.zeros(1, 2), goal_objective(torch.zeros(1, 2)), CONFIGS["cem"], [0])
+    with pytest.raises(ValueError, match="warm start of 1 environments is not one of 2"):
+        plan(torch.zeros(2, 2), goal, CONFIGS["cem"], [0, 1], warm_start=one.after())
+    with pytest.raises(ValueError, match="temperature"):
+        MPPIConfig(temperature=float("nan"))

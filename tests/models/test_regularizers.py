@@ -176,3 +176,35 @@ def test_null_values_of_every_kind_are_what_samples_of_the_target_give(kind):
     # The mixture's null is a mean over a sample of directions, the ridge moves the KLs by a hair.
     slack = 0.02 * expected if kind == "mixture" else 1e-4
     assert np.mean(values) == pytest.approx(expected, abs=float(5 * np.std(values) / math.sqrt(300) + slack))
+
+
+@pytest.mark.parametrize("count", [64, 128, 2048])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+def test_large_latents_that_fill_few_dimensions_have_a_finite_kl_near_that_of_float64(count, scale):
+    generator = torch.Generator().manual_seed(0)
+    rank = min(count, 256) // 64 * 4
+    z = scale * torch.randn(count, 1, rank, generator=generator) @ torch.randn(rank, 256, generator=generator)
+    z.requires_grad_()
+    cost = gaussian_kl(z)
+    cost.backward()
+    assert z.grad is not None
+    assert torch.isfinite(z.grad).all()
+    torch.testing.assert_close(cost.detach().double(), gaussian_kl(z.detach().double()), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"weight": -1.0},
+        {"weight": math.nan},
+        {"shrinkage": 1.5},
+        {"shrinkage": -0.1},
+        {"spread": math.inf},
+        {"directions": 0},
+        {"subspaces": 0},
+        {"components": 0},
+    ],
+)
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        RegularizerConfig(**settings)

@@ -207,3 +207,28 @@ def test_inputs_that_are_not_finite_are_refused():
         model.set_statistics(
             pixel_mean=torch.zeros(3), pixel_std=torch.ones(3), action_mean=torch.zeros(1), action_std=torch.zeros(1)
         )
+
+
+@pytest.mark.parametrize("predictor", ["transformer", "mlp"])
+@pytest.mark.parametrize("shape", [(2, 1, 2), (1, 3, 2), (2, 4, 2), (2, 3, 1), (2, 3, 4)])
+def test_actions_that_do_not_fit_are_refused_and_never_broadcast(predictor, shape):
+    model = build(small(predictor=PredictorConfig(kind=predictor, hidden=16, head_hidden=16)))
+    frames, _ = batch(model.config, 2)
+    with pytest.raises(ValueError, match=r"need action blocks \(2, 3, 2\)"):
+        model(frames, torch.zeros(shape, dtype=torch.float64))
+
+
+def test_one_plan_for_several_starts_is_refused():
+    model = build(small())
+    with pytest.raises(ValueError, match="2 starts need as many plans, not 1"):
+        model.rollout(torch.zeros(2, 12).double(), torch.zeros(1, 4, 2).double())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{name: 0} for name in ("image_size", "latent_dim", "history", "frame_skip", "stack", "stack_stride")]
+    + [{"rollout_weight": -1.0}, {"rollout_weight": math.nan}],
+)
+def test_impossible_models_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        small(**settings)
