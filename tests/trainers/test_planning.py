@@ -69,7 +69,7 @@ def test_a_run_plans_in_the_environment_that_recorded(dataset, model, kind, monk
     monkeypatch.setattr(workflows, "_open", lambda *_: (SimpleNamespace(stop_step=1), dataset, model))
     settings = PlanningConfig(goals=2, minimum_distance=0.0, random_repeats=1, solver=SOLVERS[kind])
     tracker = MagicMock()
-    run = SimpleNamespace(path=tmp_path)
+    run = SimpleNamespace(path=tmp_path, last_checkpoint=lambda: tmp_path / "step_000000001")
     score = workflows.plan(run, tracker, torch.device("cpu"), settings)  # pyright: ignore[reportArgumentType]
     assert (score.planner, score.goals, score.decisions) == (kind, 2, 8)
     assert list(dict.fromkeys(seen)) == [(1, 4, 0), (2, 3, 1), (3, 2, 2), (3, 1, 2)]
