@@ -137,12 +137,12 @@ def success(environment: str, target: float) -> Callable[[Tables], Finding | Non
     return find
 
 
-def beats_collection(environment: str) -> Callable[[Tables], Finding | None]:
+def beats_collection(environment: str, contender: str) -> Callable[[Tables], Finding | None]:
     """Whether every run's interval lies above that of the policies that collected its data."""
 
     def find(tables: Tables) -> Finding | None:
         rows = tables.rows("control", environment=environment)
-        ours = {row["run"]: row for row in rows if row["contender"] == "plan"}
+        ours = {row["run"]: row for row in rows if row["contender"] == contender}
         theirs = {row["run"]: row for row in rows if row["contender"] == "collection"}
         if not ours:
             return None
@@ -219,7 +219,7 @@ def article_episode(tables: Tables) -> Finding | None:
 
 def half_a_million(tables: Tables) -> Finding | None:
     """Hours that 500,000 steps of the article's model take at the measured rate, on a GPU."""
-    rows = [row for row in tables.rows("train", preset="article", contender="lewm, loader") if _on_gpu(row)]
+    rows = [row for row in tables.rows("training", preset="article", contender="lewm, loader") if _on_gpu(row)]
     if not rows:
         return None
     rate = float(rows[0]["steps_per_second"])
@@ -251,7 +251,7 @@ def one_parameter(tables: Tables) -> Finding | None:
 
 def straightness(tables: Tables) -> Finding | None:
     """Mean cosine between successive latent velocities, on held-out windows."""
-    rows = tables.rows("training", metric="val/latents/straightness")
+    rows = tables.rows("validation", metric="val/latents/straightness")
     if not rows:
         return None
     figure = "; ".join(f"{row['environment']} seed {row['seed']}: {float(row['value']):.2f}" for row in rows)

@@ -118,7 +118,7 @@ def control_rows(card: ControlScorecard) -> list[Row]:
     ]
 
 
-def training_rows(run: Run, step: int) -> list[Row]:
+def validation_rows(run: Run, step: int) -> list[Row]:
     """A row a metric of the last validation, as the checkpoint holds them."""
     state = json.loads((run.path / "checkpoints" / f"step_{step:09d}" / "state.json").read_text())
     return [{"metric": name, "value": float(value)} for name, value in sorted(state.get("metrics", {}).items())]

@@ -80,7 +80,7 @@ def print_line(report: "LineReport") -> None:
         "surprise": _surprise(report),
         "plan": f"{report.planning.planned_progress:.0%} of the way to {report.planning.goals} goals, random actions "
         f"{report.planning.random_progress:.0%}",
-        "control": _return(report, "plan"),
+        "control": f"return {_return(report, 'plan')} planned, {_return(report, 'prior')} by the prior alone",
         "register": f"{report.model} version {report.model_version}{', the champion' if report.champion else ''}",
         "report": report.report,
     }
@@ -90,12 +90,13 @@ def print_line(report: "LineReport") -> None:
     ]
     rows.append(("all", f"{report.seconds:,.0f}", "", f"seed {report.seed}"))
     print_table(report.environment, ("stage", "seconds", "", "what came of it"), rows, justify="left")
-    plan, collection = report.control.score("plan"), report.control.score("collection")
-    verb = "beats" if plan.low > collection.high else "does not surely beat"
-    print(
-        f"Planning with LeWM {verb} the policies that collected its data: return {_return(report, 'plan')} "
-        f"against {_return(report, 'collection')}; the prior alone {_return(report, 'prior')}."
-    )
+    collection = report.control.score("collection")
+    for who, name in (("plan", "Planning with LeWM"), ("prior", "The prior alone")):
+        verb = "beats" if report.control.score(who).low > collection.high else "does not surely beat"
+        print(
+            f"{name} {verb} the policies that collected its data: return {_return(report, who)} against "
+            f"{_return(report, 'collection')}."
+        )
 
 
 def _probes(report: "LineReport") -> str:
@@ -125,7 +126,7 @@ def _write(report: "LineReport", folder: Path) -> None:
     seconds = {stage.name: stage.seconds for stage in report.stages}
     for table, rows in (
         ("run", results.stage_rows(seconds, report.device)),
-        ("training", results.training_rows(run, step)),
+        ("validation", results.validation_rows(run, step)),
         ("probes", results.probe_rows(report.probe)),
         ("surprise", results.surprise_rows(report.surprise)),
         ("goals", results.planning_rows(report.planning)),

@@ -134,7 +134,7 @@ def test_tables_get_the_rows_of_a_run_once(line, tmp_path):
         _write(report, tmp_path)
     print_line(report)
     tables = {path.stem: list(csv.DictReader(path.read_text().splitlines())) for path in tmp_path.iterdir()}
-    assert set(tables) == {"run", "training", "probes", "surprise", "goals", "control"}
+    assert set(tables) == {"run", "validation", "probes", "surprise", "goals", "control"}
     assert [row["stage"] for row in tables["run"]] == [*STAGES, "all"]
     assert {row["contender"] for row in tables["control"]} == {"plan", "prior", "expert", "collection", "random"}
     quantities = {row["quantity"] for row in tables["probes"]}
