@@ -127,6 +127,8 @@ def _glance(stories: Sequence[Story]) -> str:
         ("Goals: share of the way, planned", lambda s: f"{s.plan.planned_progress:.0%}" if s.plan else ""),
         ("Goals: share of the way, random actions", lambda s: f"{s.plan.random_progress:.0%}" if s.plan else ""),
         ("Control: return of planning with LeWM", lambda s: _return(s, "plan")),
+        ("Control: return of the prior alone, on its latents", lambda s: _return(s, "prior")),
+        ("Control: return of the policies that collected", lambda s: _return(s, "collection")),
         ("Control: return of the data's expert, from the state", lambda s: _return(s, "expert")),
     ]  # fmt: skip
     return _table(
