@@ -8,7 +8,16 @@ from pathlib import Path
 import pydantic
 
 from collectors.envs.base import EnvConfig, VariationConfig
-from collectors.policies import AnyPolicy, MixtureConfig, OracleConfig, RandomConfig, SinglePolicy
+from collectors.experts.learned import weights_digest
+from collectors.policies import (
+    AnyPolicy,
+    ExpertConfig,
+    MixtureConfig,
+    OracleConfig,
+    RandomConfig,
+    SinglePolicy,
+    components,
+)
 from shards.codec import Encoding
 
 
@@ -48,12 +57,20 @@ class CollectConfig:
         del values["episodes"], values["seed"]
         if self.env.variation == VariationConfig():
             del values["env"]["variation"]  # episodes are then what they were before there was variation
+        if any(isinstance(each, ExpertConfig) for each in components(self.policy)):
+            values |= weights_of(self.env.name)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def as_recorded(policy: SinglePolicy) -> SinglePolicy:
     """A policy as episodes and hashes have it: with the default for what changes its speed alone."""
     return replace(policy, threads=OracleConfig().threads) if isinstance(policy, OracleConfig) else policy
+
+
+def weights_of(environment: str) -> dict[str, str]:
+    """Which weights the environment's expert has, for records and hashes; empty for one that is a script."""
+    digest = weights_digest(environment)
+    return {} if digest is None else {"weights": digest}
 
 
 def load_collect_config(path: Path) -> CollectConfig:

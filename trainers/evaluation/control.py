@@ -308,7 +308,9 @@ def collecting_policies(dataset: Dataset, count: int, seed: int) -> list[SingleP
     for i in drawn:
         record = dict(dataset.info(int(i)).policy)
         kept.append(
-            adapter.validate_python({k: v for k, v in record.items() if k not in ("random_start", "variation")})
+            adapter.validate_python(
+                {k: v for k, v in record.items() if k not in ("random_start", "variation", "weights")}
+            )
         )
     return kept
 
