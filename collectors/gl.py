@@ -153,7 +153,7 @@ def _first_that_renders() -> str:
     raise OSError(
         "no OpenGL backend renders: "
         + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        + ". Install one with: apt-get install libosmesa6 libegl1"
+        + f". Install one with: {'' if os.geteuid() == 0 else 'sudo '}apt-get install libosmesa6 libegl1"
     )
 
 
