@@ -92,15 +92,22 @@ class LocalSink:
         for path in (*temporary.iterdir(), temporary):
             sync(path)
         if target.exists():
-            shutil.rmtree(target)
+            _remove(target)
         temporary.rename(target)
         sync(self.directory)
         complete = complete_checkpoints(self.directory)
         best = best_checkpoint(complete)
         for old in complete[: -self.keep]:
             if old != best:
-                shutil.rmtree(old)
+                _remove(old)
         return target
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint in a way that, killed half-way, leaves none that looks complete."""
+    leftover = checkpoint.with_name(f"{checkpoint.name}.old{_TMP}")
+    checkpoint.rename(leftover)
+    shutil.rmtree(leftover)
 
 
 def complete_checkpoints(directory: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Checkpoints are whole or ignored, and hold no pickles."""
 
 import resource
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,23 @@ def test_a_checkpoint_that_was_being_written_is_ignored_and_removed(tmp_path):
         load_checkpoint(incomplete)
     sink.save(state(15), "{}\n")
     assert not torn.exists()
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_none_that_looks_complete(tmp_path, monkeypatch):
+    sink = LocalSink(tmp_path, keep=1)
+    sink.save(state(5), "{}\n")
+
+    def killed(path):
+        (path / "state.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sink.save(state(10), "{}\n")
+    assert [path.name for path in complete_checkpoints(tmp_path / "checkpoints")] == ["step_000000010"]
+    sink.save(state(15), "{}\n")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000000015"]
 
 
 def test_pickles_are_not_loaded(tmp_path):
