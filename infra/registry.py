@@ -11,7 +11,8 @@ import math
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,10 @@ def register(
     import torch
     from mlflow.pytorch import log_model
 
-    mlflow.set_tracking_uri(tracker.tracking_uri)
     with torch.no_grad():
         outputs = module(*(torch.from_numpy(array) for array in inputs))
     signature = _signature(inputs, [output.numpy() for output in outputs])
-    with warnings.catch_warnings():
+    with _fluent(tracker.tracking_uri), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mlflow and torch.export warn about each other's deprecations
         mlflow.start_run(run_id=tracker.run_id)
         try:
@@ -120,6 +120,21 @@ def register(
     return version
 
 
+@contextmanager
+def _fluent(tracking_uri: str) -> Iterator[None]:
+    """MLflow's own functions work on this store, and then no more: what they are told, they tell the environment."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
 def set_score(name: str, version: str, tracking_uri: str, score: float, card: str | None = None) -> None:
     """Record what a version reached, and the card that says so. A score that is not finite is none."""
     client = _client(tracking_uri)
@@ -141,7 +156,6 @@ def load(name: str, version: str, tracking_uri: str, to: Path | None = None) -> 
 
     With `to`, its files are put there first, and loaded from there. ValueError where `to` exists.
     """
-    import mlflow
     import torch
     from mlflow.artifacts import download_artifacts
     from mlflow.models import Model
@@ -149,14 +163,13 @@ def load(name: str, version: str, tracking_uri: str, to: Path | None = None) -> 
 
     found = describe(name, version, tracking_uri)
     uri = f"models:/{name}/{found.version}"
-    mlflow.set_tracking_uri(tracking_uri)
-    if to is not None:
-        if to.exists():
-            raise ValueError(f"{to} exists already: choose another --to")
-        to.parent.mkdir(parents=True, exist_ok=True)
-        uri = str(download_artifacts(uri, dst_path=str(to)))
-    with warnings.catch_warnings():
+    if to is not None and to.exists():
+        raise ValueError(f"{to} exists already: choose another --to")
+    with _fluent(tracking_uri), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mlflow and torch.export warn about each other's deprecations
+        if to is not None:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            uri = str(download_artifacts(uri, dst_path=str(to)))
         model = load_model(uri)
         signature = Model.load(uri).signature
     sizes = [(spec.name, spec.type, (2, *spec.shape[1:])) for spec in signature.inputs.inputs]

@@ -1,5 +1,6 @@
 """Registered models: no pickles, loadable without this project, and the rule of the champion."""
 
+import os
 import warnings
 
 import mlflow
@@ -168,6 +169,7 @@ def test_a_score_that_is_not_finite_is_none(home, toys):
 
 def test_loading_runs_the_version_and_puts_its_files_somewhere(home, toys, tmp_path, capsys):
     found = registry.load(NAME, "1", home.tracking_uri)
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # another home's work in this process is its own
     assert found.inputs == {"frames": "(B, 3) float32", "action": "(B, 1) float32"}
     assert found.outputs == {"latent": "(B, 4) float32", "next_latent": "(B, 4) float32"}
     to = tmp_path / "files" / "model"
