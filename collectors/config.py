@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pydantic
 
-from collectors.envs.base import EnvConfig, VariationConfig
+from collectors.envs.base import EnvConfig
 from collectors.experts.learned import weights_digest
 from collectors.policies import (
     AnyPolicy,
@@ -19,6 +19,9 @@ from collectors.policies import (
     components,
 )
 from shards.codec import Encoding
+
+GENERATION = 2
+"""Raised when the same configuration begins to give other episodes, so that a dataset never mixes them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +58,7 @@ class CollectConfig:
             policy = as_recorded(policy)
         values = asdict(replace(self, policy=policy))
         del values["episodes"], values["seed"]
-        if self.env.variation == VariationConfig():
-            del values["env"]["variation"]  # episodes are then what they were before there was variation
+        values["generation"] = GENERATION
         if any(isinstance(each, ExpertConfig) for each in components(self.policy)):
             values |= weights_of(self.env.name)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -33,8 +33,8 @@ class Interrupted(Exception):
 
 
 def episode_seed(seed: int, number: int) -> int:
-    """The seed of episode `number` of a dataset, 32 bits."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    """The seed of episode `number` of a dataset, 53 bits: a million share none, and JSON holds them exactly."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]) >> 11
 
 
 def begin(env: Env, seed: int, *, random_start: bool) -> None:

@@ -129,7 +129,7 @@ class DMControlEnv:
         model = self._physics.model.ptr
         write_model(model, self._unvaried)
         self._variation = vary(model, self._factors, self._camera, np.random.default_rng([seed, 2]))
-        self._env.task._random = np.random.RandomState(seed)
+        self._env.task._random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
         self._env.reset()
         self._reload_terrain()
 
