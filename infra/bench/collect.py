@@ -1,13 +1,15 @@
 """`lewm bench collect`: collection against the simulators' own render calls and against its floor, which is to render.
 
 Every contender is a process held to one core with one rendering thread, alive throughout; they take turns, one at work
-at a time. `own calls` steps through the episodes that `collect` records and keeps the frames of dm_control's
-`physics.render` or Meta-World's `env.render` in memory: it writes nothing. `collect, full` has the same picture quality
-as these calls, so that the ratio of `collect` is not mistaken for faster code alone. `render only` times the calls of
-the renderer and nothing else. Scaling is 1 to N processes at the same work, one core each, at once.
-Takes some minutes with the defaults.
+at a time. `own calls` steps through the episodes that `record` records and keeps the frames of dm_control's
+`physics.render` or Meta-World's `env.render` in memory: it writes nothing. `record` is what an actor of `lewm collect`
+does, into shards. `record, full` has the same picture quality as the own calls, so that the ratio of `record` is not
+mistaken for faster code alone. `render only` times the calls of the renderer and nothing else. `N processes` are N at
+`record`, one core each, at once. `lewm collect, N actors` is the command itself on the same machine, once, with Ray and
+the start of its actors in its time. Takes about a quarter of an hour with the defaults.
 """
 
+import math
 import multiprocessing as mp
 import os
 import tempfile
@@ -19,10 +21,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from infra.bench.common import Figure, take_turns, write_csv
+from infra.bench.common import take_turns, write_csv
 from infra.console import print_json, print_table, say
 
-OURS, FULL, RENDER, OWN = "collect", "collect, full", "render only", "own calls"
+OURS, FULL, RENDER, OWN = "record", "record, full", "render only", "own calls"
+_COMMAND_SECONDS = 30.0
+"""How long the whole command is given to record."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +41,7 @@ class Args:
     """Decisions an episode."""
     episodes: int = 4
     """Episodes a turn of what is fast; the own calls and full quality record one."""
-    turns: int = 3
+    turns: int = 5
     """Turns of every contender."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes of the scaling measurement, one core each."""
@@ -57,7 +61,7 @@ class Args:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One contender: frames/s, and how many times the simulators' own calls (or one actor) that is."""
+    """One contender: frames/s, and how many times the `against` that is, turn by turn."""
 
     env: str
     size: int
@@ -66,6 +70,7 @@ class Row:
     low: float
     high: float
     turns: int
+    against: str
     ratio: float
 
 
@@ -91,6 +96,11 @@ def run(args: Args) -> None:
                 # In one process dm_control would draw into whatever context was current last, which is then ours.
                 with Worker(cores[0], Path(scratch)) as own:
                     rows += measure(args, workers, own, env, size)
+    # Only now, because it starts a Ray beside this process, which would disturb what is measured.
+    for row in [row for row in rows if row.contender == scaled(args.workers)]:
+        say(f"lewm collect {row.env} at {row.size} px")
+        rows.append(command(args, row))
+    rows.sort(key=lambda row: (args.envs.index(row.env), args.sizes.index(row.size)))
     if args.csv is not None:
         write_csv(args.csv, [asdict(row) for row in rows])
     if args.json:
@@ -99,7 +109,7 @@ def run(args: Args) -> None:
     table = []
     for row in rows:
         rate, between = f"{row.frames_per_second:,.0f}", f"{row.low:,.0f}-{row.high:,.0f}"
-        table.append((row.env, str(row.size), row.contender, rate, between, f"{row.ratio:.2f}x"))
+        table.append((row.env, str(row.size), row.contender, rate, between, f"{row.ratio:.2f}x {row.against}"))
     print_table("Collection", ("environment", "px", "what", "frames/s", "range", "ratio"), table)
 
 
@@ -114,17 +124,48 @@ def measure(args: Args, workers: "list[Worker]", own: "Worker", env: str, size: 
         return lambda: (own if contender == OWN else workers[0]).do(job(contender))
 
     contenders = {name: alone(name) for name in (OWN, OURS, FULL, RENDER)}
-    scaled = f"{len(workers)} actors"
-    if len(workers) > 1:
-        contenders[scaled] = lambda: together(workers, job(OURS))
+    contenders[scaled(len(workers))] = lambda: together(workers, job(OURS))
     for worker in workers:  # loads simulators and shaders
         worker.do(Job(OURS, env, size, 2, 1))
     for name in (FULL, RENDER):
         workers[0].do(Job(name, env, size, 2, 1))
     own.do(Job(OWN, env, size, 2, 1))
     figures = take_turns(contenders, args.turns)
-    against = {name: figures[OURS if name == scaled else OWN].rate for name in figures}
-    return [_row(env, size, name, figure, against[name]) for name, figure in figures.items()]
+    against = {name: OURS if name == scaled(len(workers)) else OWN for name in figures}
+    return [
+        Row(
+            env,
+            size,
+            name,
+            each.rate,
+            each.low,
+            each.high,
+            each.turns,
+            against[name],
+            each.over(figures[against[name]]),
+        )
+        for name, each in figures.items()
+    ]
+
+
+def scaled(workers: int) -> str:
+    """The name of the contender of so many processes."""
+    return f"{workers} process{'es' * (workers > 1)}"
+
+
+def command(args: Args, processes: Row) -> Row:
+    """What `lewm collect` reaches where bare processes reached so much, with as many actors, its start included."""
+    from collectors.config import CollectConfig
+    from collectors.envs import EnvConfig
+    from collectors.fleet import collect
+
+    episodes = math.ceil(_COMMAND_SECONDS * processes.frames_per_second / (args.steps + 1))
+    config = CollectConfig(env=EnvConfig(name=processes.env, size=processes.size), steps=args.steps, episodes=episodes)
+    with tempfile.TemporaryDirectory() as out:
+        rate = collect(config, Path(out), workers=args.workers).frames_per_second
+    name = f"lewm collect, {args.workers} actor{'s' * (args.workers > 1)}"
+    ratio = rate / processes.frames_per_second
+    return Row(processes.env, processes.size, name, rate, rate, rate, 1, processes.contender, ratio)
 
 
 def together(workers: "list[Worker]", job: Job) -> float:
@@ -135,10 +176,6 @@ def together(workers: "list[Worker]", job: Job) -> float:
     for worker in workers:
         worker.receive()
     return len(workers) * job.episodes * (job.steps + 1) / (time.perf_counter() - began)
-
-
-def _row(env: str, size: int, name: str, figure: Figure, against: float) -> Row:
-    return Row(env, size, name, figure.rate, figure.low, figure.high, figure.turns, figure.rate / against)
 
 
 class Worker:

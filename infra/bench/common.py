@@ -1,7 +1,7 @@
 """What benchmarks share: contenders measured in turns, and where a figure comes from.
 
 Contenders take turns, so that a machine that slows down for a while slows all of them; a figure is the median over the
-turns, and only ratios of figures of one run mean anything on another machine.
+turns, a ratio that of the turns' ratios, and only ratios within one run mean anything on another machine.
 """
 
 import csv
@@ -20,12 +20,29 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What a contender reached: `rate` is the median over the turns, `low` and `high` their extremes."""
+    """What a contender reached in each turn: `rate` is the median, `low` and `high` are the extremes."""
 
-    rate: float
-    low: float
-    high: float
-    turns: int
+    rates: tuple[float, ...]
+
+    @property
+    def rate(self) -> float:
+        return median(self.rates)
+
+    @property
+    def low(self) -> float:
+        return min(self.rates)
+
+    @property
+    def high(self) -> float:
+        return max(self.rates)
+
+    @property
+    def turns(self) -> int:
+        return len(self.rates)
+
+    def over(self, other: "Figure") -> float:
+        """How many times the other's rate: the median of the turns' own ratios, each of one stretch of time."""
+        return median(ours / theirs for ours, theirs in zip(self.rates, other.rates, strict=True))
 
 
 def take_turns(contenders: Mapping[str, Callable[[], float]], turns: int) -> dict[str, Figure]:
@@ -34,7 +51,7 @@ def take_turns(contenders: Mapping[str, Callable[[], float]], turns: int) -> dic
     for _ in range(turns):
         for name, measure in contenders.items():
             rates[name].append(measure())
-    return {name: Figure(median(each), min(each), max(each), turns) for name, each in rates.items()}
+    return {name: Figure(tuple(each)) for name, each in rates.items()}
 
 
 def provenance() -> dict[str, str]:

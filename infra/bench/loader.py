@@ -179,7 +179,6 @@ def measure(args: Args, dataset: Dataset, scratch: Path, *, with_hdf5: bool) -> 
             return call
 
         figures = take_turns({name: counted(name, turn) for name, turn in contenders.items()}, args.turns)
-    floor = figures[FLOOR].rate
     distinct = {name: _distinct(seen.get(name, []), args.batch) for name in figures}
     return [
         Row(
@@ -189,7 +188,7 @@ def measure(args: Args, dataset: Dataset, scratch: Path, *, with_hdf5: bool) -> 
             each.low,
             each.high,
             each.turns,
-            each.rate / floor,
+            each.over(figures[FLOOR]),
             distinct[name],
             megabytes=most[name],
         )

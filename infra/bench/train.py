@@ -229,7 +229,7 @@ def _row(
         low=figure.low,
         high=figure.high,
         samples_per_second=figure.rate * config.batch_size,
-        ratio=figure.rate / figures[BASELINE].rate,
+        ratio=figure.over(figures[BASELINE]),
         mfu=figure.rate * work.flops / work.flops_per_second,
         roofline=work.roofline(figure.rate),
         wait_share=count.waited / count.seconds,
