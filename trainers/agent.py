@@ -60,13 +60,15 @@ class LatentHistory:
 
 
 @torch.no_grad()
-def imagined_prior(model: LeWM, heads: ControlHeads, history: LatentHistory, horizon: int) -> Tensor:
-    """(E, horizon, K): the blocks that the prior takes one after the other, in imagination."""
+def imagined_prior(model: LeWM, heads: ControlHeads, history: LatentHistory, horizon: int) -> tuple[Tensor, Tensor]:
+    """The blocks (E, horizon, K) that the prior takes one after the other, in imagination, and the latents
+    (E, horizon, D) that follow each."""
     z, past = history.known()
     window = history.window(heads.config.window)
     plan: list[Tensor] = []
+    imagined = z[:, :0]
     for _ in range(horizon):
         plan.append(heads.prior(window))
-        imagined = model.rollout(z, torch.stack(plan, dim=1), past)[:, -1:].float()
-        window = torch.cat([window, imagined], dim=1)[:, 1:]
-    return torch.stack(plan, dim=1)
+        imagined = model.rollout(z, torch.stack(plan, dim=1), past).float()
+        window = torch.cat([window, imagined[:, -1:]], dim=1)[:, 1:]
+    return torch.stack(plan, dim=1), imagined

@@ -139,12 +139,12 @@ def _losses(
     value_scale = scale / (1 - heads.config.discount)
     error = (returns[at] - heads.value(imagined)) / value_scale
     weight = torch.where(error > 0, config.expectile, 1 - config.expectile)
-    advantage = (returns[at] - heads.value(real).detach()) / spread
+    advantage = (returns[at] - heads.value(real).mean(dim=0).detach()) / spread
     liking = torch.where(data.labelled[at], 1.0, (advantage / config.temperature).clamp(max=3.0).exp() / np.exp(3.0))
     imitation = (heads.prior(real) - data.targets[at]).square().mean(dim=1)
     return {
-        "reward": (reward - data.gained[at] / scale / data.block).square().mean(),
-        "value": (weight * error.square()).mean(),
+        "reward": (reward - data.gained[at] / scale / data.block).square().mean(dim=1).sum(),
+        "value": (weight * error.square()).mean(dim=1).sum(),
         "prior": (liking * imitation).sum() / liking.sum().clamp_min(1e-6),
     }
 
@@ -201,7 +201,7 @@ class _Data:
     def values(self, heads: ControlHeads) -> Tensor:
         """(N,): of every frame's window."""
         every = torch.arange(len(self.z), device=self.z.device)
-        return torch.cat([heads.value(self.windows(part, 0)) for part in every.split(8 * _CHUNK)])
+        return torch.cat([heads.value(self.windows(part, 0)).mean(dim=0) for part in every.split(8 * _CHUNK)])
 
     def returns(self, values: Tensor, config: HeadsTraining) -> Tensor:
         """(N,): lambda-returns; an episode that ends for want of time goes on with its last value."""

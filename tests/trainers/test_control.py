@@ -151,12 +151,13 @@ def test_the_imagined_prior_is_the_prior_in_the_true_dynamics():
     frame = np.zeros((1, 4, 4, 3), np.uint8)
     frame[0, 0, 0, 0] = 100
     history = LatentHistory(model, frame)
-    plan = imagined_prior(model, heads, history, 3)
+    plan, imagined = imagined_prior(model, heads, history, 3)
     z = history.window(1)[:, 0]
-    for block in plan.unbind(1):
+    for block, after in zip(plan.unbind(1), imagined.unbind(1), strict=True):
         with torch.no_grad():
             torch.testing.assert_close(heads.prior(z[:, None]), block)
         z = model.rollout(z[:, None], block[:, None])[:, 0]
+        torch.testing.assert_close(z, after)
 
 
 def test_scores_have_intervals_and_seeds_of_their_own():

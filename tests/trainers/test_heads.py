@@ -147,6 +147,28 @@ def test_the_objective_prefers_the_plan_with_more_reward_and_shuns_the_unknown()
     assert careful > bold + 10
 
 
+def test_a_plan_must_be_better_than_the_one_to_beat_by_more_than_the_ensemble_disagrees():
+    """Members that each expect 1 more, or from 0 to 2 more, of the second plan than of the first."""
+    torch.manual_seed(0)
+    heads = ControlHeads(HeadsConfig(members=3, hidden=16), latent_dim=SIZE, action_block=4).eval()
+    near, far = torch.zeros(3, SIZE), torch.ones(3, SIZE)
+    plans, known = torch.stack([near, far])[None], near[None, :2]
+
+    def costs(gains: list[float], disagreement: float) -> list[float]:
+        def value(z_BWD: torch.Tensor) -> torch.Tensor:
+            return torch.tensor(gains)[:, None] * z_BWD[:, -1, 0] + 7 * torch.arange(3.0)[:, None]
+
+        heads.value = value
+        objective = RewardObjective(heads, known, SKIP, near[None], disagreement, outside=0.0)
+        with torch.no_grad():
+            return objective(plans)[0].tolist()
+
+    discount = heads.config.discount ** (3 * SKIP)
+    assert costs([1, 1, 1], 10.0) == pytest.approx([0, -discount], abs=1e-4)
+    assert costs([0, 1, 2], 0.5) == pytest.approx([0, -0.5 * discount], abs=1e-4)
+    assert costs([0, 1, 2], 3.0) == pytest.approx([0, 2 * discount], abs=1e-4)
+
+
 def test_heads_come_back_as_they_were(tmp_path):
     torch.manual_seed(0)
     heads = ControlHeads(HeadsConfig(window=3, hidden=16), latent_dim=SIZE, action_block=4)

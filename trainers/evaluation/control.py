@@ -28,7 +28,7 @@ from trainers.agent import LatentHistory, imagined_prior
 from trainers.heads import HeadsTraining, Trajectory, encode_frames, fit_heads
 
 _EVALUATION, _DAGGER = 1 << 30, 1 << 29
-"""Where the seeds of evaluation and of DAgger's episodes begin; collection draws 32-bit seeds elsewhere."""
+"""Where the seeds of evaluation and of DAgger's episodes begin; collection draws its own among 2^53."""
 _COLLECTING = 100
 """Episodes that the collecting policies play at least; they need no rendering."""
 
@@ -107,8 +107,9 @@ class ControlPlanner:
     solver: MPPIConfig = field(default_factory=lambda: MPPIConfig(samples=128, iterations=3, elites=16, horizon=3))
     spread: float = 0.3
     """Standard deviation of the first candidates around the prior's plan."""
-    disagreement: float = 1.0
-    """Reward subtracted for each standard deviation of the reward ensemble."""
+    disagreement: float = 10.0
+    """Reward subtracted for each standard deviation of the ensemble's opinions of how much better than the prior's a
+    plan is. Large, because members that learned from the same data err alike: with 1, planning balances no cartpole."""
     outside: float = 1.0
     """Reward subtracted for imagined latents outside the training data; see `models.control`."""
 
@@ -126,10 +127,10 @@ class PlanActor:
         model, config, heads = history.model, self._config, self._heads
         block = model.config.frame_skip
         z, past = history.known()
-        prior = imagined_prior(model, heads, history, config.solver.horizon)
+        prior, imagined = imagined_prior(model, heads, history, config.solver.horizon)
         known = history.window(heads.config.window)
         solution = solve(
-            RewardObjective(heads, known, block, disagreement=config.disagreement, outside=config.outside),
+            RewardObjective(heads, known, block, imagined, config.disagreement, config.outside),
             model,
             z,
             config=config.solver,
