@@ -47,6 +47,9 @@ class Args:
     """Environment, a task of the dm_control suite."""
     decisions: int = 200_000
     """Decisions to train for, one update each."""
+    training_episode: int | None = None
+    """Decisions an episode of training; None: the task's own. Shorter ones are cut, not ended, so what is learned means
+    the same, from more beginnings: most of what a good walker still loses, it loses in getting up."""
     seed: int = 0
     learning_rate: float = 3e-4
     batch_size: int = 256
@@ -71,8 +74,9 @@ class Args:
 class StateEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """An environment of ours as gymnasium's, seen through its task's observation; every reset has a seed of its own."""
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, training_episode: int | None = None) -> None:
         self.env = make_env(EnvConfig(name=name))
+        self._decisions = training_episode or self.env.spec.max_steps
         self._seeds = np.random.default_rng([seed, 7])
         self.env.reset(0)
         size = len(self.env.observation())
@@ -89,7 +93,7 @@ class StateEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         reward = self.env.step(np.asarray(action, np.float32))
         self._step += 1
         # The task has no end of its own: what comes after the last decision counts as if it went on.
-        return self.env.observation(), reward, False, self._step >= self.env.spec.max_steps, {}
+        return self.env.observation(), reward, False, self._step >= self._decisions, {}
 
 
 def train(args: Args) -> float:
@@ -104,11 +108,11 @@ def _train(args: Args) -> float:
     from stable_baselines3.common.callbacks import BaseCallback
 
     torch.set_num_threads(args.threads)
-    config = {**asdict(args), "out": None, "decisions": None, "threads": None}
+    config = {**asdict(args), "out": None, "decisions": None, "training_episode": None, "threads": None}
     _check_same(args.out / "config.json", config)
     checkpoint = args.out / "checkpoint"
     _finish_rename(checkpoint)
-    env = StateEnv(args.task, args.seed)
+    env = StateEnv(args.task, args.seed, args.training_episode)
 
     def learning_rate(remaining: float) -> float:
         return args.learning_rate * min(1.0, max(0.1, 0.1 + 1.8 * remaining))
