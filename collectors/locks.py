@@ -25,14 +25,12 @@ class NotShared(ValueError):
 
 @contextmanager
 def locked(directory: Path) -> Iterator[str]:
-    """Keep other collectors out; gives the word that the lock's file has now. ValueError when there is another."""
+    """Keep other writers out; gives the word that the lock's file has now. ValueError when there is another."""
     with open(directory / _LOCK, "a") as file:  # not "w", which would empty it before it is locked
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"{directory} is in use by another process: wait for it, or choose another --out"
-            ) from None
+            raise ValueError(f"{directory} is in use by another process: wait for it, or choose another") from None
         word = secrets.token_hex(8)
         file.truncate(0)
         file.write(word)

@@ -91,6 +91,7 @@ def register(
     with torch.no_grad():
         outputs = module(*(torch.from_numpy(array) for array in inputs))
     signature = _signature(inputs, [output.numpy() for output in outputs])
+    status = tracker.client.get_run(tracker.run_id).info.status
     with _fluent(tracker.tracking_uri), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mlflow and torch.export warn about each other's deprecations
         mlflow.start_run(run_id=tracker.run_id)
@@ -110,7 +111,7 @@ def register(
                     step=step,
                 )
         finally:
-            mlflow.end_run()
+            mlflow.end_run(status)
     version = str(info.registered_model_version)
     for key, value in {**tags, "step": str(step)}.items():
         tracker.client.set_model_version_tag(name, version, key, value)
@@ -194,8 +195,8 @@ def promote(name: str, version: str, tracking_uri: str, *, force: bool = False) 
     champion = next((each for each in versions(name, tracking_uri) if CHAMPION in each.aliases), None)
     moved, reason = _judge(candidate, champion, force)
     if moved:
-        client.set_registered_model_alias(name, CHAMPION, version)
-    return Promotion(name, version, moved, reason)
+        client.set_registered_model_alias(name, CHAMPION, candidate.version)
+    return Promotion(name, candidate.version, moved, reason)
 
 
 def versions(name: str, tracking_uri: str) -> list[ModelVersion]:

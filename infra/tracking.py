@@ -82,7 +82,7 @@ class MlflowTracker:
 
     @staticmethod
     def attach(tracking_uri: str, run_id: str, run: Path | None = None) -> "MlflowTracker":
-        """An existing run, set running again. What training left unsent in the directory `run` is sent first."""
+        """An existing run, whose status stays. What training left unsent in the directory `run` is sent first."""
         from mlflow.exceptions import MlflowException
 
         check_answers(tracking_uri)
@@ -95,9 +95,10 @@ class MlflowTracker:
         except MlflowException as error:
             if error.get_http_status_code() != 404:
                 raise
-            raise ValueError(f"the MLflow store {tracking_uri} has no run {run_id}: is it another --home?") from error
+            raise ValueError(
+                f"the MLflow store {without_password(tracking_uri)} has no run {run_id}: is it another --home?"
+            ) from error
         tracker._not_finite = tracker._counted = int(found.data.tags.get(outbox.NOT_FINITE, 0))
-        tracker.client.update_run(run_id, status="RUNNING")
         return tracker
 
     @staticmethod
@@ -203,8 +204,8 @@ class MlflowTracker:
             self.client.set_tag(self._run_id, outbox.NOT_FINITE, str(self._not_finite))
         self._flushed = time.monotonic()
 
-    def close(self, status: str = "FINISHED", *, patience: float = _PATIENCE_SECONDS) -> None:
-        """Write what is buffered and end the run as FINISHED, FAILED or KILLED.
+    def close(self, status: str | None = None, *, patience: float = _PATIENCE_SECONDS) -> None:
+        """Write what is buffered, and end the run as FINISHED, FAILED or KILLED if given: an evaluation ends no run.
 
         The process that trains waits up to `patience` seconds for the server; what is not sent by then stays in the run
         directory and is sent when the run goes on or is evaluated.
@@ -215,7 +216,8 @@ class MlflowTracker:
                 _log.warning("the MLflow server is away: %s of metrics wait in the run directory", f"{left:,} bytes")
             return
         self.flush()
-        self.client.set_terminated(self._run_id, status)
+        if status is not None:
+            self.client.set_terminated(self._run_id, status)
 
     def _greet(self) -> None:
         """What the process that trains tells the server first."""
@@ -239,7 +241,12 @@ def check_answers(tracking_uri: str) -> None:
         address = (host.strip("[]"), int(port or (443 if scheme == "https" else 80)))
         socket.create_connection(address, timeout=_ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ConnectionError(f"no MLflow server answers at {tracking_uri}: {error}") from error
+        raise ConnectionError(f"no MLflow server answers at {without_password(tracking_uri)}: {error}") from error
+
+
+def without_password(uri: str) -> str:
+    """An address as it may be shown."""
+    return re.sub(r"://[^/@]*@", "://", uri)
 
 
 def code_version() -> dict[str, str]:

@@ -17,6 +17,7 @@ import torch
 from pydantic import TypeAdapter
 
 from collectors.envs import make_env
+from collectors.locks import locked
 from infra.card import model_card
 from infra.home import Home
 from infra.registry import SCORE, Promotion, made_from, promote, register, set_score
@@ -38,7 +39,7 @@ from trainers.export import WorldModel, example_inputs
 from trainers.heads import save_heads
 from trainers.loop import FitSummary, Progress
 from trainers.ray_train import train_on_ray
-from trainers.rundir import Run, RunRecord
+from trainers.rundir import Run, RunRecord, load_model
 
 _log = logging.getLogger(__name__)
 _CURVES = ("train/prediction", "val/prediction", "train/regularizer", "train/regularizer_null")
@@ -79,27 +80,30 @@ def train(
     """
     dataset = Dataset.open(config.data)
     path = home.runs / name
-    if path.exists() and (path / "run.json").exists():
-        run = Run.open(path)
-        _check_same(run, config, dataset)
-        run = Run.create(path, config, replace(run.record, config_id=config_id(config)))
-        tracker = MlflowTracker.attach(tracking_uri, run.record.mlflow_run_id)
-    else:
-        tracker = _new_record(tracking_uri, home, config, dataset, name)
-        record = RunRecord(name, tracker.run_id, dataset.digest, dataset.environment, config_id(config))
-        run = Run.create(path, config, record)
-    try:
-        summary = train_on_ray(
-            config,
-            path,
-            make_tracker=partial(MlflowTracker.resume, tracking_uri, tracker.run_id, path),
-            max_failures=max_failures,
-            on_progress=on_progress,
-        )
-    except BaseException as error:
-        _conclude(tracker, run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    _conclude(tracker, run, "FINISHED")
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        if (path / "run.json").exists():
+            run = Run.open(path)
+            _check_same(run, config, dataset)
+            run = Run.create(path, config, replace(run.record, config_id=config_id(config)))
+            tracker = MlflowTracker.attach(tracking_uri, run.record.mlflow_run_id)
+        else:
+            tracker = _new_record(tracking_uri, home, dataset, name)
+            record = RunRecord(name, tracker.run_id, dataset.digest, dataset.environment, config_id(config))
+            run = Run.create(path, config, record)
+        try:
+            _describe(tracker, config, dataset)
+            summary = train_on_ray(
+                config,
+                path,
+                make_tracker=partial(MlflowTracker.resume, tracking_uri, tracker.run_id, path),
+                max_failures=max_failures,
+                on_progress=on_progress,
+            )
+        except BaseException as error:
+            _conclude(tracker, run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        _conclude(tracker, run, "FINISHED")
     return Trained(run, summary, tracker.run_id)
 
 
@@ -122,7 +126,7 @@ def checkpoint_table(directory: Path) -> list[dict[str, Any]]:
     best = best_checkpoint(complete)
     return [
         {
-            "step": int(path.name.removeprefix("step_")),
+            "step": _step(path),
             "path": str(path),
             "bytes": sum(file.stat().st_size for file in path.iterdir()),
             "metrics": json.loads((path / "state.json").read_text()).get("metrics", {}),
@@ -133,27 +137,33 @@ def checkpoint_table(directory: Path) -> list[dict[str, Any]]:
 
 
 def record_of(run: Run, home: Home) -> MlflowTracker:
-    """The MLflow run of a run directory, set running again. A run whose weights were imported gets one here."""
+    """The MLflow run of a run directory. A run whose weights were imported gets one here."""
     if run.record.mlflow_run_id:
         return MlflowTracker.attach(home.tracking_uri_to_read(), run.record.mlflow_run_id, run.path)
     config, name = run.config, run.record.name
     if not config.data:
         raise ValueError(f"{name} was imported without a dataset: `lewm models import` it again, with --data")
-    tracker = _new_record(home.tracking_uri, home, config, Dataset.open(config.data), name)
-    tracker.set_tags({"imported": "true"})
+    dataset = Dataset.open(config.data)
+    tracker = _new_record(home.tracking_uri, home, dataset, name)
     Run.create(run.path, config, replace(run.record, mlflow_run_id=tracker.run_id))
+    _describe(tracker, config, dataset)
+    tracker.set_tags({"imported": "true"})
+    tracker.close("FINISHED")
     return tracker
 
 
-def _new_record(tracking_uri: str, home: Home, config: TrainConfig, dataset: Dataset, name: str) -> MlflowTracker:
-    """A new MLflow run that says what is trained, on what."""
-    experiment = f"lewm/{dataset.environment}"
-    tracker = MlflowTracker.create(tracking_uri, home.artifacts, experiment=experiment, name=name)
+def _new_record(tracking_uri: str, home: Home, dataset: Dataset, name: str) -> MlflowTracker:
+    return MlflowTracker.create(tracking_uri, home.artifacts, experiment=f"lewm/{dataset.environment}", name=name)
+
+
+def _describe(tracker: MlflowTracker, config: TrainConfig, dataset: Dataset) -> None:
+    """What is trained, on what. Said once; the tags come last, so that a description that was cut off is made good."""
+    if "config_id" in tracker.client.get_run(tracker.run_id).data.tags:
+        return
     tracker.log_params(flatten(asdict(config)))
     tracker.log_json("config.json", json.loads(config_json(config)))
     tracker.log_dataset(dataset, context="train")
     tracker.set_tags({"config_id": config_id(config), "dataset_digest": dataset.digest, "preset": config.preset})
-    return tracker
 
 
 def probe(
@@ -165,8 +175,8 @@ def probe(
     on_probe: Callable[[int, int], None] | None = None,
 ) -> ProbeReport:
     """Probe the newest checkpoint of a run; scorecard, metrics and figures go to the run and its record."""
-    step = checkpoint_step(run)
-    config, dataset, model = _open(run, device)
+    checkpoint, config, dataset, model = _open(run, device)
+    step = _step(checkpoint)
     report = probe_model(model, config, dataset, seed=seed, on_probe=on_probe)
     episodes, _ = held_out(dataset)
     write_scorecard(run.path, "probe", report.scorecard)
@@ -194,8 +204,8 @@ def surprise(
     from trainers.evaluation.events import EVENTS  # MuJoCo, whose import fixes the GL backend
     from trainers.evaluation.rollouts import Stage, recorded_environment
 
-    step = checkpoint_step(run)
-    config, dataset, model = _open(run, device)
+    checkpoint, config, dataset, model = _open(run, device)
+    step = _step(checkpoint)
     before, after = frames_around(config.model, settings)
     stage = Stage(make_env(recorded_environment(dataset)), dataset, before=before, after=after)
     try:
@@ -221,8 +231,8 @@ def plan(run: Run, tracker: MlflowTracker, device: torch.device, config: Plannin
     """Reach goals of held-out episodes by planning with a run's model; needs a GL backend to have been chosen."""
     from trainers.evaluation.rollouts import recorded_environment  # MuJoCo, whose import fixes the GL backend
 
-    step = checkpoint_step(run)
-    _, dataset, model = _open(run, device)
+    checkpoint, _, dataset, model = _open(run, device)
+    step = _step(checkpoint)
     env = make_env(recorded_environment(dataset))
     try:
         result = plan_to_goals(model, dataset, env, config)
@@ -243,8 +253,8 @@ def control(
     `heads/control-<seed>.safetensors`. Needs a GL backend to have been chosen."""
     from trainers.evaluation.rollouts import recorded_environment  # MuJoCo, whose import fixes the GL backend
 
-    step = checkpoint_step(run)
-    _, dataset, model = _open(run, device)
+    checkpoint, _, dataset, model = _open(run, device)
+    step = _step(checkpoint)
     env = make_env(recorded_environment(dataset))
     try:
         result = judge_control(model, dataset, env, settings, say)
@@ -281,11 +291,12 @@ def register_model(run: Run, tracker: MlflowTracker, *, again: bool = True) -> P
 
     Unless `again`, a checkpoint that is registered already stays at its version.
     """
-    checkpoint, step = run.last_checkpoint(), checkpoint_step(run)
+    step = checkpoint_step(run)
     if not again and (made := made_from(tracker.run_id, step, tracker.tracking_uri)):
         newest = max(made, key=lambda each: int(each.version))
         return Promotion(newest.name, newest.version, False, "it is registered already")
-    config, dataset, model = _open(run, torch.device("cpu"))
+    checkpoint, config, dataset, model = _open(run, torch.device("cpu"))
+    step = _step(checkpoint)
     name = f"lewm-{task_name(dataset.environment)}"
     probed = dict(tracker.history([SCORE])[SCORE])
     scorecard = _probe_scorecard(run) if step in probed else None
@@ -305,7 +316,11 @@ def register_model(run: Run, tracker: MlflowTracker, *, again: bool = True) -> P
 
 def checkpoint_step(run: Run) -> int:
     """The step of a run's newest checkpoint, which is what evaluations are of."""
-    return int(run.last_checkpoint().name.removeprefix("step_"))
+    return _step(run.last_checkpoint())
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def _card(name: str, run: Run, step: int, dataset: Dataset, model: LeWM, probe: ProbeScorecard | None) -> str:
@@ -322,7 +337,8 @@ def _probe_scorecard(run: Run) -> ProbeScorecard | None:
     return TypeAdapter(ProbeScorecard).validate_json(path.read_bytes()) if path.is_file() else None
 
 
-def _open(run: Run, device: torch.device) -> tuple[TrainConfig, Dataset, LeWM]:
+def _open(run: Run, device: torch.device) -> tuple[Path, TrainConfig, Dataset, LeWM]:
+    """The newest checkpoint of now, which a run in training soon has others than, and its model."""
     config = run.config
     dataset = Dataset.open(config.data)
     if dataset.digest != run.record.dataset_digest:
@@ -330,7 +346,8 @@ def _open(run: Run, device: torch.device) -> tuple[TrainConfig, Dataset, LeWM]:
             f"{config.data} is not the dataset that {run.path.name} was trained on: its digest is "
             f"{dataset.digest[:12]}, the run's {run.record.dataset_digest[:12]}"
         )
-    return config, dataset, run.load_model(device)
+    checkpoint = run.last_checkpoint()
+    return checkpoint, config, dataset, load_model(config.model, checkpoint, device)
 
 
 def _check_same(run: Run, config: TrainConfig, dataset: Dataset) -> None:

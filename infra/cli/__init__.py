@@ -28,14 +28,26 @@ HELP = {
     "control": "act in the task, for reward, with a run's latents",
     "report": "one HTML page about a run, or several side by side",
     "presets": "show the model presets with parameters and FLOPs",
-    "models": "list, show, promote and load registered models",
+    "models": "list, show, register, promote and load models; import and export weights",
     "cluster": "start, join and stop a Ray cluster",
     "submit": "send a collection or a training run to a cluster as a job",
     "jobs": "list, watch and stop jobs",
     "ui": "open the MLflow page",
-    "bench": "measure this machine: collection, loader, planning",
+    "bench": "measure this machine: collection, loader, training, planning, experts",
     "doctor": "check this machine and say how to mend it",
 }
+
+
+_ASKED = (
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+    ConnectionError,
+)
+"""Errors of the system that are the command line's: a wrong path or address. Others, such as a full disk or a failing
+store, may pass, so that a job tries again."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Failed as error:
         return _report(verb, error, 1)
-    except (ValueError, OSError) as error:
+    except (ValueError, *_ASKED) as error:
         return _report(verb, error, 2)
     except Exception as error:
         return _report(verb, error, 1)

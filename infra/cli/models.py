@@ -8,6 +8,7 @@ import tyro
 
 from infra.cli.common import Common, Verb, absolute, location
 from infra.console import print_json, print_table, say
+from infra.tracking import without_password
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 
@@ -140,7 +141,7 @@ def load(args: LoadArgs) -> None:
         return
     rows = [*found.inputs.items(), *((f"-> {name}", shape) for name, shape in found.outputs.items())]
     print_table(f"{found.uri}, {found.parameters / 1e6:.2f}M parameters", ("what", "shape"), rows, justify="left")
-    tracking = "" if to else f'mlflow.set_tracking_uri("{tracking_uri}")\n'
+    tracking = "" if to else f'mlflow.set_tracking_uri("{without_password(tracking_uri)}")\n'
     print(f'import mlflow\n{tracking}model = mlflow.pytorch.load_model("{found.uri}")')
 
 

@@ -24,6 +24,7 @@ from infra.cli.errors import Failed
 from infra.console import print_json, say
 from infra.home import Home
 from infra.ports import LOOPBACK, any_free, is_free
+from infra.tracking import without_password
 
 PORT = 5000
 RUNS = "/#/experiments?workflowType=machine_learning"
@@ -37,7 +38,7 @@ class Args(Common):
 
     port: int | None = None
     """Port on this machine; 5000 unless given, or a free one where 5000 is taken."""
-    open: bool = False
+    open: bool = True
     """Open the page in a browser, where there is a display."""
 
 
@@ -61,17 +62,16 @@ def run(args: Args) -> None:
 
 
 def _show(url: str, args: Args) -> None:
+    url = without_password(url)
     if args.json:
         print_json({"url": url})
     else:
         print(url)
     sys.stdout.flush()
     say(f"runs: {url}{RUNS}  (on a first visit choose 'Model training' at the top left of the page)")
-    if args.open:
-        if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-            webbrowser.open(url + RUNS)
-        else:
-            say("there is no display to open a browser on")
+    display = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if args.open and display:
+        webbrowser.open(url + RUNS)
 
 
 def _choose_port(wanted: int | None) -> int:

@@ -173,6 +173,8 @@ class _Verbs:
         (errors.Failed("an actor\n  died"), 1, "lewm presets: an actor died\n"),
         (ValueError(""), 2, "lewm presets: ValueError\n"),
         (PermissionError(13, "Permission denied", "/data"), 2, "lewm presets: /data: Permission denied\n"),
+        (ConnectionError("nothing answers"), 2, "lewm presets: nothing answers\n"),
+        (OSError(28, "No space left on device", "/data"), 1, "lewm presets: /data: No space left on device\n"),
         (KeyError("x"), 1, "lewm presets: unexpected KeyError: 'x' (LEWM_DEBUG=1 shows where)\n"),
         (KeyboardInterrupt(), 130, "lewm presets: interrupted\n"),
     ],

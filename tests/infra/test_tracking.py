@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from infra.home import Home
-from infra.tracking import MlflowTracker
+from infra.tracking import MlflowTracker, check_answers, without_password
 from tests.helpers import make_dataset
 
 
@@ -35,7 +35,7 @@ def test_metrics_are_complete_and_once_per_step(tracker, monkeypatch):
     )
     for step in range(700):
         tracker.log_metrics({"train/loss": 1 / (step + 1), "val/loss": float(step)}, step)
-    tracker.close()
+    tracker.close("FINISHED")
     assert sum(sent) == 1400
     assert len(sent) < 50
     history = MlflowClient(tracker.tracking_uri).get_metric_history(tracker.run_id, "train/loss")
@@ -60,12 +60,20 @@ def test_attaching_continues_the_same_run(home, tracker):
     tracker.close("FAILED")
     assert read(tracker).info.status == "FAILED"
     later = MlflowTracker.attach(home.tracking_uri, tracker.run_id)
-    assert read(tracker).info.status == "RUNNING"
     later.log_metrics({"loss": 1.5}, 2)
     later.log_metrics({"loss": 1.0}, 3)
     later.close()
     assert later.history(["loss"]) == {"loss": [(1, 3.0), (2, 1.5), (3, 1.0)]}
+    assert read(tracker).info.status == "FAILED", "what is measured later does not mend a run"
+    later.close("FINISHED")
     assert read(tracker).info.status == "FINISHED"
+
+
+def test_addresses_are_shown_without_passwords():
+    assert without_password("https://me:secret@host:5000/a@b") == "https://host:5000/a@b"
+    assert without_password("sqlite:////home/a@b/mlflow.db") == "sqlite:////home/a@b/mlflow.db"
+    with pytest.raises(ConnectionError, match=r"answers at http://127\.0\.0\.1:9: "):
+        check_answers("http://me:secret@127.0.0.1:9")
 
 
 def test_a_run_of_another_store_is_one_clear_error(home, tracker):

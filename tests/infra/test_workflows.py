@@ -15,7 +15,7 @@ from trainers.checkpoint import LocalSink
 from trainers.config import train_preset
 from trainers.evaluation import probing
 from trainers.evaluation.probes import linear_probe
-from trainers.loop import fit
+from trainers.loop import FitSummary, fit
 from trainers.rundir import Run, RunRecord
 
 
@@ -35,9 +35,45 @@ def test_an_imported_run_gets_its_record_with_its_first_evaluation(tmp_path):
     again.close()
     assert again.run_id == tracker.run_id
     found = MlflowClient(home.tracking_uri).get_run(tracker.run_id)
-    assert found.info.run_name == "mine"
+    assert (found.info.run_name, found.info.status) == ("mine", "FINISHED")
     assert found.data.tags["imported"] == "true"
     assert found.data.tags["dataset_digest"] == dataset.digest
+
+
+def test_a_run_that_is_being_trained_is_left_alone(tmp_path, monkeypatch):
+    home, dataset = Home(tmp_path), make_dataset(tmp_path / "data" / "set", n=10)
+    config, summary = tiny_config(dataset.path), FitSummary(0, 0.0, 0.0, 0.0, 0.0, {})
+
+    def train(name):
+        return workflows.train(config, home, name=name, tracking_uri=home.tracking_uri)
+
+    def meanwhile(*_, **__):
+        with pytest.raises(ValueError, match="in use by another process"):
+            train("one")
+        status.append(MlflowClient(home.tracking_uri).get_run(Run.open(home.runs / "one").record.mlflow_run_id).info)
+        return summary
+
+    status = []
+    monkeypatch.setattr(workflows, "train_on_ray", meanwhile)
+    train("one")
+    assert [each.status for each in status] == ["RUNNING"]
+
+
+def test_a_description_that_was_cut_off_is_made_good(tmp_path, monkeypatch):
+    """The record is known to the run before it is described: trying again makes no second one."""
+    home, dataset = Home(tmp_path), make_dataset(tmp_path / "data" / "set", n=10)
+    config = tiny_config(dataset.path)
+    monkeypatch.setattr(workflows, "train_on_ray", lambda *_, **__: FitSummary(0, 0.0, 0.0, 0.0, 0.0, {}))
+    with monkeypatch.context() as away:
+        away.setattr(MlflowTracker, "log_dataset", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("away")))
+        with pytest.raises(ConnectionError, match="away"):
+            workflows.train(config, home, name="one", tracking_uri=home.tracking_uri)
+    trained = workflows.train(config, home, name="one", tracking_uri=home.tracking_uri)
+    client = MlflowClient(home.tracking_uri)
+    (experiment,) = [each for each in client.search_experiments() if each.name.startswith("lewm/")]
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert (found.info.run_id, found.info.status) == (trained.run_id, "FINISHED")
+    assert len(found.inputs.dataset_inputs) == 1
 
 
 def test_an_imported_run_without_a_dataset_says_what_it_needs(tmp_path):

@@ -25,7 +25,6 @@ def loss_curves(history: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
         if history.get(name):
             left.plot(*zip(*history[name], strict=True), label=label, color=colour)
     left.set(title="Prediction loss", xlabel="step", yscale="log")
-    left.legend(frameon=False)
     if history.get("train/regularizer"):
         right.plot(*zip(*history["train/regularizer"], strict=True), color=_ACCENT, label="regularizer")
     if history.get("train/regularizer_null"):
@@ -33,7 +32,9 @@ def loss_curves(history: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
         if np.isfinite(null):
             right.axhline(null, color=_MUTED, linestyle="--", label="on N(0, I) samples")
     right.set(title="Distance from N(0, I)", xlabel="step", yscale="log")
-    right.legend(frameon=False)
+    for axes in (left, right):
+        if axes.lines:  # a run may end before it has logged anything
+            axes.legend(frameon=False)
     return figure
 
 
