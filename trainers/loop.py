@@ -1,8 +1,8 @@
 """The one training loop: batches in, losses down, checkpoints out. It knows neither Ray nor MLflow.
 
-Rare events (resume, validation, checkpoint, log) come first in an iteration, the step itself last. Everything random
-is a function of the configuration's seed and the step, or restored from the checkpoint, so a CPU run that is killed and
-resumed with the same number of threads goes on bit for bit.
+After a step come the rare events that are due: validation, log, checkpoint. Everything random is a function of the
+configuration's seed and the step, or restored from the checkpoint, as is the number of threads, so a CPU run that is
+killed and resumed goes on bit for bit.
 """
 
 import os
@@ -204,7 +204,8 @@ def _train_state(step: int, learner: Learner, loader: Loader, metrics: dict[str,
 def _resume(config: TrainConfig, sink: CheckpointSink, learner: Learner, loader: Loader) -> int:
     """Load the sink's latest checkpoint into model, optimizer and loader; the step to go on from.
 
-    ValueError where this run would not go on as that one did: another dataset, configuration or number of threads.
+    ValueError where this run would not go on as that one did: another dataset or configuration, or another number of
+    threads than that run had, where one was asked for.
     """
     latest = sink.latest()
     if ranks() > 1:
@@ -217,11 +218,13 @@ def _resume(config: TrainConfig, sink: CheckpointSink, learner: Learner, loader:
     check_resumable(load_train_config(latest / "config.json"), config, str(latest))
     checkpoint = load_checkpoint(latest)
     threads, same_ranks = checkpoint.state["threads"], checkpoint.state.get("ranks", 1) == ranks()
-    if torch.get_num_threads() != threads and learner.device.type == "cpu" and same_ranks:
-        raise ValueError(
-            f"{latest} was trained with {threads} torch threads, this process has {torch.get_num_threads()}: "
-            f"sums would round differently. Resume with --threads {threads}"
-        )
+    if learner.device.type == "cpu" and same_ranks:
+        if config.threads not in (0, threads):
+            raise ValueError(
+                f"{latest} was trained with {threads} torch threads, --threads is {config.threads}: "
+                f"sums would round differently. Leave it out, or give --threads {threads}"
+            )
+        torch.set_num_threads(threads)
     learner.model.load_state_dict(dict(checkpoint.model))
     learner.optimizer.load_state_dict(dict(checkpoint.optimizer))
     loader.load_state_dict(checkpoint.state["loader"])

@@ -9,6 +9,7 @@ import torch
 
 from tests.helpers import make_dataset
 from tests.trainers.helpers import random_config, tiny_config, weights
+from trainers import loop
 from trainers.checkpoint import LocalSink
 from trainers.config import OptimConfig, TrainConfig
 from trainers.learner import Diverged, Learner
@@ -94,11 +95,13 @@ def test_a_resumed_run_equals_one_left_alone(data, tmp_path):
         assert torch.equal(tensor, resumed[name]), name
 
 
-def test_resuming_with_other_threads_is_refused(data, tmp_path):
+def test_resuming_takes_the_threads_of_the_run_and_refuses_others(data, tmp_path, monkeypatch):
     run(tiny_config(data, stop_step=10), tmp_path)
     with pytest.raises(ValueError, match="--threads 1"):
         run(tiny_config(data, stop_step=10, threads=2), tmp_path)
-    torch.set_num_threads(1)
+    monkeypatch.setattr(loop, "_threads", lambda config: 2)  # what a larger machine would choose
+    run(tiny_config(data, stop_step=10, threads=0), tmp_path)
+    assert torch.get_num_threads() == 1
 
 
 def test_another_configuration_is_refused_and_where_it_runs_is_not(data, tmp_path):
