@@ -114,10 +114,10 @@ class LeWM(nn.Module):
             raise ValueError(f"an observation has shape {(n, height, width, channels)}, the model takes {expected}")
         # Channels-last: (N, h, w, n*3) in memory, seen as (N, n*3, h, w). Bytes are moved, a frame at a time, and whole
         # rows are scaled in place: on a CPU a permuted copy and a scale a channel take a third of a small model's step.
-        pixels = torch.cat(frames.reshape(-1, n, height, width, channels).unbind(1), dim=-1)
+        pixels = torch.cat(frames.unbind(-4), dim=-1)
         scale = (1 / self.pixel_std).repeat(n * width)
         shift = (-self.pixel_mean / self.pixel_std).repeat(n * width)
-        pixels = pixels.view(-1, height, width * n * channels).to(self.pixel_mean.dtype).mul_(scale).add_(shift)
+        pixels = pixels.reshape(-1, height, width * n * channels).to(self.pixel_mean.dtype).mul_(scale).add_(shift)
         return self.encoder(pixels.view(-1, height, width, n * channels).permute(0, 3, 1, 2)).view(*batch, -1)
 
     def predict(self, z: Tensor, action: Tensor) -> Tensor:

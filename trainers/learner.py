@@ -7,6 +7,7 @@ generator's state has to be saved for a run to go on as it would have. Nothing h
 import math
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models import objective
 from models.collectives import world_size
-from models.lewm import LeWM, Losses
+from models.lewm import LeWM, LeWMConfig, Losses
 from trainers.config import TrainConfig
 from trainers.optim import build_optimizer, learning_rate
 from trainers.rundir import window_spec
@@ -39,7 +40,7 @@ class Learner:
         )
         compiled = config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda")
         self.trained = torch.compile(trained) if compiled else trained
-        self.observation_index = torch.as_tensor(window_spec(config.model).observation_index, device=self.device)
+        self._observations = Observations(config.model, self.device, view=not compiled)
         self.lr = 0.0
         self._first_bad = torch.full((4,), -1.0, dtype=torch.float64, device=self.device)
 
@@ -60,7 +61,7 @@ class Learner:
             dtype=self.dtype,
         )
         with autocast(config, self.device):
-            losses = self.trained(frames[:, self.observation_index], action.to(self.dtype), directions)
+            losses = self.trained(self._observations(frames), action.to(self.dtype), directions)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
@@ -92,6 +93,29 @@ class Learner:
         now = torch.cat([torch.full((1,), float(step), dtype=torch.float64, device=self.device), values])
         keep = torch.isfinite(values).all() | (self._first_bad[0] >= 0)
         self._first_bad = torch.where(keep, self._first_bad, now)
+
+
+class Observations:
+    """The observations (B, H+1, n, h, w, 3) that the distinct frames (B, U, h, w, 3) of windows make.
+
+    Observations share frames, so that stacks are a view of them, without a copy, where they lie at equal distances.
+    A compiled step gets a copy: memory that overlaps itself is not for it.
+    """
+
+    def __init__(self, config: LeWMConfig, device: torch.device, *, view: bool) -> None:
+        index = window_spec(config).observation_index
+        self._index = torch.as_tensor(index, device=device)
+        self._shape = index.shape
+        self._steps = tuple(int(np.diff(index, axis=axis).max(initial=0)) for axis in (0, 1))
+        even = sum(step * number for step, number in zip(self._steps, np.indices(index.shape), strict=True))
+        self._view = view and bool((index == even).all())
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        if not self._view:
+            return frames[:, self._index]
+        batch, frame, *pixel = frames.stride()
+        strides = (batch, *(step * frame for step in self._steps), *pixel)
+        return frames.as_strided((len(frames), *self._shape, *frames.shape[2:]), strides, frames.storage_offset())
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
