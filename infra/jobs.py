@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from infra.rayclient import check, direct
 from infra.tracking import COMMIT, MODIFIED, code_version
@@ -26,23 +26,27 @@ from infra.tracking import COMMIT, MODIFIED, code_version
 PACKAGES = ("collectors", "shards", "pipelines", "models", "trainers", "infra")
 SUFFIXES = (".py", ".safetensors")
 CODE_LIMIT = 50_000_000
-PATHS = ("--home", "--data", "--out", "--from", "--config", "--weights")
+PATHS = ("--home", "--data", "--out", "--from", "--config", "--weights", "--resume")
 """Options whose values are paths."""
+ENVIRONMENTS = ("dmc/", "metaworld/")
 RUNNING = ("PENDING", "RUNNING")
 _CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging")
 _PASSED_ON = ("LEWM_SHARED_HOME",)
 _POLL_SECONDS, _AGENT_SECONDS = 1.0, 60.0
 
 JobVerb = Literal["collect", "train"]
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job of a cluster. `run` is what it collects or trains; times are seconds since 1970, None where not there."""
+    """A job of a cluster. `run` is what it collects or trains and `place` where to, a directory or URI; times are
+    seconds since 1970, None where not there."""
 
     id: str
     status: str
     run: str
+    place: str
     command: str
     message: str
     started: float | None
@@ -69,19 +73,19 @@ class Jobs:
 
     def submit(self, verb: JobVerb, words: Sequence[str], *, retries: int) -> Job:
         """Have the cluster run `lewm VERB WORDS`, which `prepare` has made. ValueError when a job does that already."""
-        name = run_name(verb, words)
-        busy = next((job for job in self.list() if job.run == name and job.status in RUNNING), None)
+        name, place = run_name(verb, words), writes_to(words)
+        busy = next((job for job in self.list() if job.place == place and job.status in RUNNING), None)
         if busy is not None:
-            raise ValueError(f"job {busy.id} works on {name} already: `lewm jobs logs {busy.id}` follows it")
+            raise ValueError(f"job {busy.id} works on {place} already: `lewm jobs logs {busy.id}` follows it")
         command = shlex.join(["lewm", verb, *words])
-        with tempfile.TemporaryDirectory() as place:
-            code = stage(Path(place) / "code")
+        with tempfile.TemporaryDirectory() as scratch:
+            code = stage(Path(scratch) / "code")
             environment = {"working_dir": str(code), "env_vars": _variables()}
             found = self._submit(
                 entrypoint=shlex.join(["python", "-m", "infra.retry", str(retries), *_entry(verb, words)]),
                 submission_id=f"{verb}-{_slug(name)}-{time.strftime('%m%d-%H%M%S')}",
                 runtime_env=environment,
-                metadata={"lewm_run": name, "lewm_command": command},
+                metadata={"lewm_run": name, "lewm_place": place, "lewm_command": command},
             )
         return self.get(found)
 
@@ -134,15 +138,28 @@ class Jobs:
         """
         shown = 0
         while True:
-            job = self.get(job_id)
+            job = self._patiently(self.get, job_id)
             if job.status != "PENDING":
                 with direct(self.dashboard):
                     shown = asyncio.run(self._tail(job_id, shown, show))
-                job = self.get(job_id)
+                job = self._patiently(self.get, job_id)
             if job.status not in RUNNING:
-                text = self.logs(job_id)
+                text = self._patiently(self.logs, job_id)
                 show(text[shown:])
                 return job
+            time.sleep(_POLL_SECONDS)
+
+    def _patiently(self, ask: Callable[[str], Answer], job_id: str) -> Answer:
+        """What the cluster answers, asked again for a while when the connection breaks: the job runs on meanwhile."""
+        until = time.monotonic() + _AGENT_SECONDS
+        while True:
+            try:
+                return ask(job_id)
+            except OSError as error:
+                if time.monotonic() > until:
+                    raise ConnectionError(
+                        f"{self.dashboard} answers no more: {_first_line(error)}; `lewm jobs logs {job_id}` goes on"
+                    ) from error
             time.sleep(_POLL_SECONDS)
 
     async def _tail(self, job_id: str, shown: int, show: Callable[[str], None]) -> int:
@@ -168,7 +185,8 @@ def prepare(verb: JobVerb, words: Sequence[str]) -> list[str]:
     """
     words = list(words)
     for option, value in _values(words):
-        if option in PATHS and not _is_absolute(value):
+        named = option == "--resume" and "/" not in value
+        if option in PATHS and not _is_absolute(value) and not named:
             raise ValueError(f"{option} {value} is relative, and a job runs elsewhere: give an absolute path or a URI")
         if option == "--address":
             raise ValueError("--address belongs to lewm submit: the job works on the cluster that runs it")
@@ -178,6 +196,12 @@ def prepare(verb: JobVerb, words: Sequence[str]) -> list[str]:
         if not _is_absolute(home):
             raise ValueError("give --home: an absolute path that every node of the cluster sees")
         words += ["--home", home]
+    env = next((word for word in words if word.startswith(ENVIRONMENTS)), None)
+    if verb == "collect" and "--out" not in given and env is not None:
+        home = dict(_values(words))["--home"].rstrip("/")
+        words += ["--out", f"{home}/data/{env.split('/')[-1]}-{given.get('--seed', '0')}"]
+    elif verb == "collect" and "--out" not in given and "--from" in given:
+        raise ValueError("give --out: where the job collects to decides whether another one does already")
     if verb == "train" and not {"--name", "--resume"} & given.keys():
         words += ["--name", run_name(verb, words)]
     return words
@@ -189,14 +213,19 @@ def run_name(verb: JobVerb, words: Sequence[str]) -> str:
     if verb == "train":
         if "--name" in given or "--resume" in given:
             return given.get("--name") or Path(given["--resume"]).name
-        parts = [Path(given.get("--data", "data")).name, given.get("--preset", "tiny")]
-    else:
-        if "--out" in given:
-            return given["--out"].rstrip("/").rsplit("/", 1)[-1]
-        env = next((word for word in words if not word.startswith("-") and "/" in word), "collection")
-        parts = [env.split("/")[-1], given.get("--seed", "0")]
-    digest = hashlib.sha256("\0".join(sorted(words)).encode()).hexdigest()[:6]
-    return _slug("-".join([*parts, digest]))
+        # Each option with its value, in any order.
+        said = sorted(" ".join(words).replace("=", " ").split("--"))
+        digest = hashlib.sha256("--".join(map(str.strip, said)).encode()).hexdigest()[:6]
+        return _slug(f"{Path(given.get('--data', 'data')).name}-{given.get('--preset', 'tiny')}-{digest}")
+    return given.get("--out", "collection").rstrip("/").rsplit("/", 1)[-1]
+
+
+def writes_to(words: Sequence[str]) -> str:
+    """The dataset or run that a prepared command writes: two jobs may not have the same."""
+    given = dict(_values(words))
+    run = given.get("--resume") or given.get("--name", "")
+    whole = given.get("--out") or (run if "/" in run else f"{given['--home'].rstrip('/')}/runs/{run}")
+    return whole.rstrip("/")
 
 
 def stage(to: Path) -> Path:
@@ -232,7 +261,9 @@ def _variables() -> dict[str, str]:
         variables |= {COMMIT: code["commit"], MODIFIED: code["modified"]}
     variables |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     store = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if "://" in store:
+    if store and not store.startswith(("http://", "https://")):
+        raise ValueError(f"MLFLOW_TRACKING_URI {store} is of this machine: give a server's address, or unset it")
+    if store:
         if re.search(r"://[^/]*@", store):
             raise ValueError(
                 "MLFLOW_TRACKING_URI holds a password, which the dashboard would show: set it on the nodes"
@@ -267,6 +298,7 @@ def _job(found: Any) -> Job:
         id=found.submission_id,
         status=str(getattr(found.status, "value", found.status)),
         run=metadata.get("lewm_run", ""),
+        place=metadata.get("lewm_place", ""),
         command=metadata.get("lewm_command", found.entrypoint),
         message=" ".join((found.message or "").split(", last available logs")[0].split()),
         started=found.start_time / 1000 if found.start_time else None,

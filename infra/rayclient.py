@@ -24,7 +24,7 @@ def check(dashboard: str) -> str:
     found = token(needed=False)
     request = urllib.request.Request(f"{dashboard}/api/version")
     if found:
-        request.add_header("Authorization", f"Bearer {found}")
+        request.add_unredirected_header("Authorization", f"Bearer {found}")
     check_port(dashboard, "Ray dashboard")
     handlers = [urllib.request.ProxyHandler({})] if is_loopback(_host(dashboard)) else []
     try:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from infra import jobs, retry
 from infra.cli import main
 from infra.cli.submit import check_words, parse
-from infra.jobs import prepare, run_name, stage
+from infra.jobs import prepare, run_name, stage, writes_to
 from infra.ports import LOOPBACK, any_free
 from tests.infra.cluster_helpers import LEWM, ROOT, lewm, place, start_head
 
@@ -29,8 +29,29 @@ def test_a_run_name_is_a_function_of_the_command():
     assert run_name("train", prepare("train", [*TRAIN, "--seed", "1"])) != run_name("train", first)
     assert run_name("train", prepare("train", [*TRAIN, "--name", "mine"])) == "mine"
     assert run_name("train", ["--resume", "/shared/home/runs/mine"]) == "mine"
-    assert run_name("collect", ["dmc/walker-walk", "--seed", "3"]).startswith("walker-walk-3-")
+    swapped = [prepare("train", [*TRAIN, "--seed", a, "--workers", b]) for a, b in (("1", "2"), ("2", "1"))]
+    assert run_name("train", swapped[0]) != run_name("train", swapped[1])
+    collect = ["--home", "/shared", "dmc/walker-walk", "--seed", "3"]
+    assert run_name("collect", prepare("collect", collect)) == "walker-walk-3"
     assert run_name("collect", ["dmc/walker-walk", "--out=s3://bucket/walker"]) == "walker"
+
+
+def test_two_jobs_may_not_write_to_one_place():
+    """What counts is the place, however it is said, and nothing else."""
+
+    def place_of(verb, *words):
+        return writes_to(prepare(verb, words))
+
+    assert place_of("train", *TRAIN, "--name", "x") == place_of("train", "--home=/shared/home/", "--resume", "x")
+    assert place_of("train", *TRAIN, "--name", "x") == place_of("train", *TRAIN, "--resume", "/shared/home/runs/x/")
+    assert place_of("train", *TRAIN, "--name", "x") != place_of("train", "--home", "/other", "--name", "x")
+    walker = place_of("collect", "--home", "/shared/lewm", "dmc/walker-walk")
+    assert walker == "/shared/lewm/data/walker-walk-0"
+    assert walker == place_of("collect", "dmc/walker-walk", "--workers", "8", "--home", "/shared/lewm", "--seed=0")
+    assert walker == place_of("collect", "dmc/walker-walk", "--home", "/h", "--out", "/shared/lewm/data/walker-walk-0/")
+    assert walker != place_of("collect", "dmc/walker-walk", "--home", "/h")
+    with pytest.raises(ValueError, match="give --out"):
+        prepare("collect", ["--from", "/shared/collection.json", "--home", "/h"])
 
 
 @pytest.mark.parametrize(
@@ -41,6 +62,7 @@ def test_a_run_name_is_a_function_of_the_command():
         (["--data", "/d", "--home", "here"], "--home here is relative"),
         (["--data", "/d"], "give --home"),
         (["--data", "/d", "--home", "/h", "--address", "auto"], "--address belongs to lewm submit"),
+        (["--resume", "home/runs/mine", "--home", "/h"], "--resume home/runs/mine is relative"),
     ],
 )
 def test_what_cannot_run_elsewhere_is_refused(monkeypatch, words, expected):
@@ -96,10 +118,32 @@ def test_a_job_knows_its_code_version_and_no_password(monkeypatch):
     found = jobs._variables()
     assert found["MLFLOW_TRACKING_URI"] == "https://mlflow.example/"
     assert len(found["LEWM_COMMIT"]) == 40
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////home/me/mlflow.db")
+    with pytest.raises(ValueError, match="is of this machine"):
+        jobs._variables()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/")
     with pytest.raises(ValueError, match="holds a password") as caught:
         jobs._variables()
     assert "secret" not in str(caught.value)
+
+
+def test_following_outlives_a_connection_that_breaks(monkeypatch):
+    answers = iter([ConnectionResetError("reset"), TimeoutError("slow"), "printed"])
+
+    def ask(_):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    following = object.__new__(jobs.Jobs)
+    following.dashboard = "http://head:8265"
+    monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.0)
+    assert following._patiently(ask, "one") == "printed"
+    monkeypatch.setattr(jobs, "_AGENT_SECONDS", 0.0)
+    answers = iter([ConnectionResetError("reset")] * 9)
+    with pytest.raises(ConnectionError, match=r"head:8265 answers no more: reset; `lewm jobs logs one`"):
+        following._patiently(ask, "one")
 
 
 @settings(deadline=None, max_examples=30)
