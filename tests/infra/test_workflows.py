@@ -73,6 +73,7 @@ def test_a_description_that_was_cut_off_is_made_good(tmp_path, monkeypatch):
     (experiment,) = [each for each in client.search_experiments() if each.name.startswith("lewm/")]
     (found,) = client.search_runs([experiment.experiment_id])
     assert (found.info.run_id, found.info.status) == (trained.run_id, "FINISHED")
+    assert found.inputs is not None
     assert len(found.inputs.dataset_inputs) == 1
 
 
