@@ -100,6 +100,15 @@ def test_an_interrupted_command_says_how_to_go_on(gl, tmp_path, number, code):
     assert not list(out.rglob("*.tmp"))
 
 
+@pytest.fixture
+def heeded():
+    """Ctrl-C is obeyed, also where this suite is a shell's background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_an_order_that_comes_twice_is_one(monkeypatch):
     monkeypatch.setattr("infra.cli.collect._SAME_SECONDS", 600)
     with _interruptible():
