@@ -66,10 +66,11 @@ def test_a_run_plans_in_the_environment_that_recorded(dataset, model, kind, monk
         return rollout(z_BTD, plan_BHK, past_BPK)
 
     monkeypatch.setattr(model, "rollout", spy)
-    monkeypatch.setattr(workflows, "_open", lambda *_: (SimpleNamespace(stop_step=1), dataset, model))
+    checkpoint = tmp_path / "step_000000001"
+    monkeypatch.setattr(workflows, "_open", lambda *_: (checkpoint, SimpleNamespace(stop_step=1), dataset, model))
     settings = PlanningConfig(goals=2, minimum_distance=0.0, random_repeats=1, solver=SOLVERS[kind])
     tracker = MagicMock()
-    run = SimpleNamespace(path=tmp_path, last_checkpoint=lambda: tmp_path / "step_000000001")
+    run = SimpleNamespace(path=tmp_path)
     score = workflows.plan(run, tracker, torch.device("cpu"), settings)  # pyright: ignore[reportArgumentType]
     assert (score.planner, score.goals, score.decisions) == (kind, 2, 8)
     assert list(dict.fromkeys(seen)) == [(1, 4, 0), (2, 3, 1), (3, 2, 2), (3, 1, 2)]
