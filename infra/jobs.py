@@ -74,7 +74,7 @@ class Jobs:
     def submit(self, verb: JobVerb, words: Sequence[str], *, retries: int) -> Job:
         """Have the cluster run `lewm VERB WORDS`, which `prepare` has made. ValueError when a job does that already."""
         name, place = run_name(verb, words), writes_to(words)
-        busy = next((job for job in self.list() if job.place == place and job.status in RUNNING), None)
+        busy = next((job for job in self.list() if place and job.place == place and job.status in RUNNING), None)
         if busy is not None:
             raise ValueError(f"job {busy.id} works on {place} already: `lewm jobs logs {busy.id}` follows it")
         command = shlex.join(["lewm", verb, *words])
@@ -87,7 +87,7 @@ class Jobs:
                 runtime_env=environment,
                 metadata={"lewm_run": name, "lewm_place": place, "lewm_command": command},
             )
-        return self.get(found)
+        return self._patiently(self.get, found)
 
     def _submit(self, **job: Any) -> str:
         """Give a job to the cluster, which may have been up for a moment only: its agent starts last."""
@@ -221,9 +221,11 @@ def run_name(verb: JobVerb, words: Sequence[str]) -> str:
 
 
 def writes_to(words: Sequence[str]) -> str:
-    """The dataset or run that a prepared command writes: two jobs may not have the same."""
+    """The dataset or run that a prepared command writes, "" for none: two jobs may not have the same."""
     given = dict(_values(words))
     run = given.get("--resume") or given.get("--name", "")
+    if "--out" not in given and not run:
+        return ""
     whole = given.get("--out") or (run if "/" in run else f"{given['--home'].rstrip('/')}/runs/{run}")
     return whole.rstrip("/")
 
@@ -261,13 +263,11 @@ def _variables() -> dict[str, str]:
         variables |= {COMMIT: code["commit"], MODIFIED: code["modified"]}
     variables |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     store = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if re.search(r"://[^/]*@", store):
+        raise ValueError("MLFLOW_TRACKING_URI holds a password, which the dashboard would show: set it on the nodes")
     if store and not store.startswith(("http://", "https://")):
         raise ValueError(f"MLFLOW_TRACKING_URI {store} is of this machine: give a server's address, or unset it")
     if store:
-        if re.search(r"://[^/]*@", store):
-            raise ValueError(
-                "MLFLOW_TRACKING_URI holds a password, which the dashboard would show: set it on the nodes"
-            )
         variables["MLFLOW_TRACKING_URI"] = store
     return variables
 

@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -50,6 +53,7 @@ def test_two_jobs_may_not_write_to_one_place():
     assert walker == place_of("collect", "dmc/walker-walk", "--workers", "8", "--home", "/shared/lewm", "--seed=0")
     assert walker == place_of("collect", "dmc/walker-walk", "--home", "/h", "--out", "/shared/lewm/data/walker-walk-0/")
     assert walker != place_of("collect", "dmc/walker-walk", "--home", "/h")
+    assert place_of("collect", "--list", "--home", "/h") == ""
     with pytest.raises(ValueError, match="give --out"):
         prepare("collect", ["--from", "/shared/collection.json", "--home", "/h"])
 
@@ -121,29 +125,70 @@ def test_a_job_knows_its_code_version_and_no_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////home/me/mlflow.db")
     with pytest.raises(ValueError, match="is of this machine"):
         jobs._variables()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/")
-    with pytest.raises(ValueError, match="holds a password") as caught:
-        jobs._variables()
-    assert "secret" not in str(caught.value)
+    for store in ("https://me:secret@mlflow.example/", "postgresql://me:secret@database/mlflow"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+        with pytest.raises(ValueError, match="holds a password") as caught:
+            jobs._variables()
+        assert "secret" not in str(caught.value)
+
+
+class Flaky:
+    """The client of a dashboard behind a tunnel: each request is lost the first time."""
+
+    def __init__(self, *, drops: int = 1) -> None:
+        self.drops = drops
+        self.lost = {"list": 0, "tail": 0, "logs": 0}
+        self.submitted: list[str] = []
+
+    def _lose(self, what: str) -> None:
+        if self.lost[what] < self.drops:
+            self.lost[what] += 1
+            raise ConnectionResetError("reset")
+
+    def submit_job(self, *, submission_id: str, **_: Any) -> str:
+        self.submitted.append(submission_id)
+        return submission_id
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        if self.submitted:
+            self._lose("list")
+        found = {"status": "SUCCEEDED", "metadata": {}, "entrypoint": "", "message": "", "start_time": 0, "end_time": 0}
+        return [SimpleNamespace(submission_id=each, **found) for each in self.submitted]
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        yield "pri"
+        self._lose("tail")
+
+    def get_job_logs(self, job_id: str) -> str:
+        self._lose("logs")
+        return "printed"
+
+
+def behind(client: Flaky) -> jobs.Jobs:
+    found = object.__new__(jobs.Jobs)
+    found.dashboard, found._client = "http://head:8265", cast(Any, client)
+    return found
 
 
 def test_following_outlives_a_connection_that_breaks(monkeypatch):
-    answers = iter([ConnectionResetError("reset"), TimeoutError("slow"), "printed"])
-
-    def ask(_):
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    following = object.__new__(jobs.Jobs)
-    following.dashboard = "http://head:8265"
     monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.0)
-    assert following._patiently(ask, "one") == "printed"
+    client, shown = Flaky(), []
+    client.submitted = ["one"]
+    assert behind(client).follow("one", shown.append).status == "SUCCEEDED"
+    assert ("".join(shown), client.lost) == ("printed", {"list": 1, "tail": 1, "logs": 1})
     monkeypatch.setattr(jobs, "_AGENT_SECONDS", 0.0)
-    answers = iter([ConnectionResetError("reset")] * 9)
+    client = Flaky(drops=9)
+    client.submitted = ["one"]
     with pytest.raises(ConnectionError, match=r"head:8265 answers no more: reset; `lewm jobs logs one`"):
-        following._patiently(ask, "one")
+        behind(client).follow("one", shown.append)
+
+
+def test_a_connection_that_breaks_after_a_submission_loses_no_job(monkeypatch):
+    monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.0)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = Flaky()
+    job = behind(client).submit("train", prepare("train", TRAIN), retries=0)
+    assert ([job.id], client.lost["list"]) == (client.submitted, 1)
 
 
 @settings(deadline=None, max_examples=30)

@@ -48,7 +48,8 @@ def test_the_fields_are_those_of_the_definition(name):
     assert spec["headGroupSpec"].keys() == {"rayStartParams", "template"}
     for group in spec["workerGroupSpecs"]:
         assert group.keys() == GROUP
-        assert 0 < group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        # Nothing changes these while no autoscaler is enabled.
+        assert 0 < group["minReplicas"] == group["replicas"] == group["maxReplicas"]
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
