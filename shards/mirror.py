@@ -100,6 +100,11 @@ class LocalFile:
             data += more
         return memoryview(data)
 
+    def expect(self, offset: int, size: int) -> None:
+        """Have the disk fetch `size` bytes from `offset` into the page cache, and do not wait."""
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+
 
 class RemoteFile:
     """An object that is read in ranges and not kept."""
@@ -112,6 +117,9 @@ class RemoteFile:
     def read(self, offset: int, size: int) -> memoryview:
         """`size` bytes from `offset`; fewer where the object ends."""
         return memoryview(self._remote.read(self._name, offset, size))
+
+    def expect(self, offset: int, size: int) -> None:
+        """Nothing: what is read ahead would have nowhere to stay."""
 
 
 def open_file(path: Path) -> LocalFile | RemoteFile:

@@ -47,6 +47,18 @@ def test_near_members_come_in_one_read_and_far_ones_in_their_own(shard, preads):
     assert preads == [(100, 1412), (100_000, 542), (50, 7)]
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no such advice")
+def test_the_disk_is_told_of_exactly_what_will_be_read(shard, preads, monkeypatch):
+    advised = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, size, what: advised.append((offset, size)))
+    reader = ShardReader()
+    wanted = [100, 300, 1000, 100_000, 100_512, 50], [150, 10, 512, 512, 30, 7]
+    reader.expect(shard, *wanted)
+    assert preads == []
+    reader.read(shard, *wanted)
+    assert advised == preads == [(100, 1412), (100_000, 542), (50, 7)]
+
+
 def test_a_file_that_ends_early_gives_short_views(shard):
     end = shard.stat().st_size
     views = ShardReader().read(shard, [end - 600, end - 10, end + 90], [500, 20, 20])
