@@ -11,8 +11,8 @@ JPEG decodable goes unnoticed here: the checksums that find it cover whole episo
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import simplejpeg
@@ -20,7 +20,7 @@ import torch
 
 from pipelines.batch import BatchShape
 from pipelines.episodes import EpisodeArrays, EpisodeTable
-from pipelines.reader import ShardReader
+from pipelines.reader import Members, ShardReader
 from pipelines.source import Filled
 from pipelines.staging import HostSlot, make_slots
 from pipelines.windows import WindowSpec
@@ -47,70 +47,75 @@ class DamagedEpisodeError(ValueError):
         self.shard, self.episode, self.member = shard, episode, member
 
 
-@dataclass(slots=True)
-class _Fetched:
-    """Members of frames `steps` of an episode, in memory: `views`, shorter than `sizes` where the file ends."""
+class _Request:
+    """Frames `steps` of an episode, asked for: where their `members` are, and, once fetched, `views` of their bytes."""
 
-    episode: EpisodeArrays
-    steps: np.ndarray | slice
-    sizes: list[int]
-    views: list[memoryview]
+    __slots__ = ("episode", "members", "steps", "views")
+
+    def __init__(self, episode: EpisodeArrays, steps: np.ndarray | slice) -> None:
+        self.episode, self.steps = episode, steps
+        self.members = Members(episode.path, episode.offset[steps].tolist(), episode.size[steps].tolist())
+        self.views: list[memoryview] = []
 
 
 class FrameReader:
     """Reads and decodes frames of a table's episodes, on every request anew. Thread-safe.
 
-    DamagedEpisodeError from both steps when a frame cannot be read or decoded.
+    DamagedEpisodeError from every step when a frame cannot be read or decoded.
     """
 
     def __init__(self, table: EpisodeTable) -> None:
         self._table = table
         self._reader = ShardReader()
 
-    def expect(self, episode: EpisodeArrays, steps: np.ndarray | slice) -> None:
-        """Say that frames `steps` of an episode will be fetched; what is wrong with them is found then."""
-        sizes = episode.size[steps].tolist()
-        if max(sizes) <= _LIMIT:
-            try:
-                self._reader.expect(episode.path, episode.offset[steps].tolist(), sizes)
-            except OSError as error:
-                if error.errno not in UNREADABLE:
-                    raise
-
-    def fetch(self, episode: EpisodeArrays, steps: np.ndarray | slice) -> _Fetched:
-        """The bytes of frames `steps` of an episode."""
-        sizes = episode.size[steps].tolist()
+    def request(self, episode: EpisodeArrays, steps: np.ndarray | slice) -> _Request:
+        """Find frames `steps` of an episode, and have the disk fetch them."""
+        request = _Request(episode, steps)
+        sizes = request.members.sizes
         if max(sizes) > _LIMIT:
             at = sizes.index(max(sizes))
-            raise self._damaged(episode, steps, at, f"{sizes[at]} bytes, over the limit of {_LIMIT} for a frame")
+            raise self._damaged(request, at, f"{sizes[at]} bytes, over the limit of {_LIMIT} for a frame")
         try:
-            views = self._reader.read(episode.path, episode.offset[steps].tolist(), sizes)
+            self._reader.expect(request.members)
         except OSError as error:
-            if error.errno not in UNREADABLE:
-                raise
-            raise self._damaged(episode, steps, 0, str(error)) from error
-        return _Fetched(episode, steps, sizes, views)
+            self._raise_damaged(request, error)
+        return request
 
-    def decode(self, fetched: _Fetched, out: Sequence[np.ndarray] | np.ndarray) -> int:
-        """Decode into the images `out`, each (h, w, 3) uint8; returns how many bytes they had."""
-        at = 0
+    def fetch(self, request: _Request) -> None:
+        """Read the bytes."""
         try:
-            for view in fetched.views:
-                if len(view) < fetched.sizes[at]:
-                    raise ValueError(f"the tar is cut off: {len(view)} of {fetched.sizes[at]} bytes are there")
+            request.views = self._reader.read(request.members)
+        except OSError as error:
+            self._raise_damaged(request, error)
+
+    def decode(self, request: _Request, out: Sequence[np.ndarray] | np.ndarray) -> int:
+        """Decode into the images `out`, each (h, w, 3) uint8; returns how many bytes they had."""
+        sizes, at = request.members.sizes, 0
+        try:
+            for view in request.views:
+                if len(view) < sizes[at]:
+                    raise ValueError(f"the tar is cut off: {len(view)} of {sizes[at]} bytes are there")
                 decode_into(view, out[at])
                 at += 1
         except ValueError as error:
-            raise self._damaged(fetched.episode, fetched.steps, at, str(error)) from error
-        return sum(fetched.sizes)
+            raise self._damaged(request, at, str(error)) from error
+        finally:
+            request.views = []
+        return sum(sizes)
 
     def close(self) -> None:
         """Close the shards."""
         self._reader.close()
 
-    def _damaged(self, episode: EpisodeArrays, steps: np.ndarray | slice, at: int, reason: str) -> DamagedEpisodeError:
+    def _raise_damaged(self, request: _Request, error: OSError) -> NoReturn:
+        if error.errno not in UNREADABLE:
+            raise error
+        raise self._damaged(request, 0, str(error)) from error
+
+    def _damaged(self, request: _Request, at: int, reason: str) -> DamagedEpisodeError:
+        episode = request.episode
         dataset, i = self._table.locate(episode.number)
-        step = int(np.arange(len(episode.size))[steps][at])
+        step = int(np.arange(len(episode.size))[request.steps][at])
         key, suffix = dataset.keys[i], frame_suffix(step, dataset.manifest.common.encoding)
         return DamagedEpisodeError(episode.path, key, f"{key}.{suffix}", reason)
 
@@ -142,7 +147,7 @@ class StreamedWindows:
     def fill(self, slot: HostSlot, first: int, numbers: np.ndarray, starts: np.ndarray) -> Filled:
         """See `WindowSource`."""
         read, damaged = 0, []
-        wanted = []
+        requests: list[tuple[int, _Request]] = []
         for row, (number, start) in enumerate(zip(numbers.tolist(), starts.tolist(), strict=True), first):
             episode = self._table.arrays(number)
             slot.action[row] = episode.action[start : start + self._steps].reshape(slot.action.shape[1:])
@@ -150,18 +155,21 @@ class StreamedWindows:
                 slot.state[row] = episode.state[start + self._states]
             # A slice is cheaper than an index array, and most windows' frames are neighbours.
             steps = slice(start + self._span[0], start + self._span[1]) if self._span else start + self._offsets
-            self._reader.expect(episode, steps)
-            wanted.append((row, episode, steps))
-        for begin in range(0, len(wanted), self._ahead):
+            try:
+                requests.append((row, self._reader.request(episode, steps)))
+            except DamagedEpisodeError as error:
+                damaged.append((row, error))
+        for begin in range(0, len(requests), self._ahead):
             fetched = []
-            for row, episode, steps in wanted[begin : begin + self._ahead]:
+            for row, request in requests[begin : begin + self._ahead]:
                 try:
-                    fetched.append((row, self._reader.fetch(episode, steps)))
+                    self._reader.fetch(request)
+                    fetched.append((row, request))
                 except DamagedEpisodeError as error:
                     damaged.append((row, error))
-            for row, members in fetched:
+            for row, request in fetched:
                 try:
-                    read += self._reader.decode(members, slot.images[row])
+                    read += self._reader.decode(request, slot.images[row])
                 except DamagedEpisodeError as error:
                     damaged.append((row, error))
         return Filled(read, 0, tuple(sorted(damaged, key=lambda each: each[0])))

@@ -11,12 +11,33 @@ bucket is fetched when it is opened, or read in the same ranges if it is too lar
 """
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 from shards.mirror import LocalFile, RemoteFile, open_file
 
 MAX_GAP = 16 << 10
+
+
+class Members:
+    """Members of the shard `path` at `offsets` of `sizes`, and the `ranges` in which they are read: where each begins,
+    its size, the first of the members in it and the one after its last."""
+
+    __slots__ = ("offsets", "path", "ranges", "sizes")
+
+    def __init__(self, path: Path, offsets: list[int], sizes: list[int]) -> None:
+        self.path, self.offsets, self.sizes = path, offsets, sizes
+        span = offsets[-1] + sizes[-1] - offsets[0]
+        if 0 <= span - sum(sizes) <= MAX_GAP and offsets == sorted(offsets):  # a window's frames, nearly always
+            self.ranges = [(offsets[0], span, 0, len(offsets))]
+            return
+        self.ranges, first = [], 0
+        while first < len(offsets):
+            begin, end, after = offsets[first], offsets[first] + sizes[first], first + 1
+            while after < len(offsets) and 0 <= offsets[after] - end <= MAX_GAP:
+                end = offsets[after] + sizes[after]
+                after += 1
+            self.ranges.append((begin, end - begin, first, after))
+            first = after
 
 
 class ShardReader:
@@ -27,24 +48,23 @@ class ShardReader:
         self._files: dict[Path, LocalFile | RemoteFile] = {}
         self._lock = threading.Lock()
 
-    def read(self, path: Path, offsets: list[int], sizes: list[int]) -> list[memoryview]:
-        """The bytes of members at `offsets` of `sizes`, in their order.
+    def expect(self, members: Members) -> None:
+        """Have the disk fetch what `read` will ask for, and do not wait. OSError when the file cannot be opened."""
+        file = self._file(members.path)
+        for begin, size, _, _ in members.ranges:
+            file.expect(begin, size)
+
+    def read(self, members: Members) -> list[memoryview]:
+        """The bytes of members, in their order.
 
         A view shorter than its size says that the file ends there. OSError when the file cannot be opened or read.
         """
-        file = self._file(path)
+        file, offsets, sizes = self._file(members.path), members.offsets, members.sizes
         views: list[memoryview] = []
-        for begin, end, first, after in _ranges(offsets, sizes):
-            data = file.read(begin, end - begin)
+        for begin, size, first, after in members.ranges:
+            data = file.read(begin, size)
             views += [data[offsets[n] - begin : offsets[n] - begin + sizes[n]] for n in range(first, after)]
         return views
-
-    def expect(self, path: Path, offsets: list[int], sizes: list[int]) -> None:
-        """Have the disk fetch what a `read` of the same members will ask for, and do not wait. OSError when the file
-        cannot be opened."""
-        file = self._file(path)
-        for begin, end, _, _ in _ranges(offsets, sizes):
-            file.expect(begin, end - begin)
 
     def close(self) -> None:
         """Let go of every descriptor; a later `read` opens them again."""
@@ -61,20 +81,3 @@ class ShardReader:
             if path not in self._files and len(self._files) >= self._max_open:
                 del self._files[next(iter(self._files))]
             return self._files.setdefault(path, opened)
-
-
-def _ranges(offsets: list[int], sizes: list[int]) -> Iterator[tuple[int, int, int, int]]:
-    """(begin, end, first, after): the bytes that are read together, and which members they hold."""
-    span = offsets[-1] + sizes[-1] - offsets[0]
-    if 0 <= span - sum(sizes) <= MAX_GAP and offsets == sorted(offsets):  # a window's frames, nearly always
-        yield offsets[0], offsets[0] + span, 0, len(offsets)
-        return
-    i = 0
-    while i < len(offsets):
-        begin, end = offsets[i], offsets[i] + sizes[i]
-        after = i + 1
-        while after < len(offsets) and 0 <= offsets[after] - end <= MAX_GAP:
-            end = offsets[after] + sizes[after]
-            after += 1
-        yield begin, end, i, after
-        i = after

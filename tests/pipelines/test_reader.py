@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from pipelines.reader import ShardReader
+from pipelines.reader import Members, ShardReader
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def open_files(path):
 def test_near_members_come_in_one_read_and_far_ones_in_their_own(shard, preads):
     data = shard.read_bytes()
     offsets, sizes = [100, 300, 1000, 100_000, 100_512, 50], [150, 10, 512, 512, 30, 7]
-    views = ShardReader().read(shard, offsets, sizes)
+    views = ShardReader().read(Members(shard, offsets, sizes))
     assert [bytes(view) for view in views] == [data[o : o + n] for o, n in zip(offsets, sizes, strict=True)]
     assert preads == [(100, 1412), (100_000, 542), (50, 7)]
 
@@ -52,22 +52,22 @@ def test_the_disk_is_told_of_exactly_what_will_be_read(shard, preads, monkeypatc
     advised = []
     monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, size, what: advised.append((offset, size)))
     reader = ShardReader()
-    wanted = [100, 300, 1000, 100_000, 100_512, 50], [150, 10, 512, 512, 30, 7]
-    reader.expect(shard, *wanted)
+    wanted = Members(shard, [100, 300, 1000, 100_000, 100_512, 50], [150, 10, 512, 512, 30, 7])
+    reader.expect(wanted)
     assert preads == []
-    reader.read(shard, *wanted)
+    reader.read(wanted)
     assert advised == preads == [(100, 1412), (100_000, 542), (50, 7)]
 
 
 def test_a_file_that_ends_early_gives_short_views(shard):
     end = shard.stat().st_size
-    views = ShardReader().read(shard, [end - 600, end - 10, end + 90], [500, 20, 20])
+    views = ShardReader().read(Members(shard, [end - 600, end - 10, end + 90], [500, 20, 20]))
     assert [len(view) for view in views] == [500, 10, 0]
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
-        ShardReader().read(tmp_path / "absent.tar", [0], [1])
+        ShardReader().read(Members(tmp_path / "absent.tar", [0], [1]))
 
 
 def test_descriptors_are_bounded_and_closed(tmp_path):
@@ -77,7 +77,7 @@ def test_descriptors_are_bounded_and_closed(tmp_path):
     reader = ShardReader(max_open=4)
     for _ in range(2):
         for n, path in enumerate(paths):
-            assert bytes(reader.read(path, [2], [2])[0]) == b"%02d" % n
+            assert bytes(reader.read(Members(path, [2], [2]))[0]) == b"%02d" % n
             assert len(open_files(path)) <= 4
     reader.close()
     gc.collect()
@@ -93,7 +93,7 @@ def test_threads_that_evict_each_others_files_read_the_right_bytes(tmp_path):
     def work(seed):
         for i in range(400):
             n = (i * 5 + seed * 3) % len(paths)
-            if bytes(reader.read(paths[n], [i], [64])[0]) != bytes([n]) * 64:
+            if bytes(reader.read(Members(paths[n], [i], [64]))[0]) != bytes([n]) * 64:
                 wrong.append((seed, i))
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
@@ -109,8 +109,8 @@ def test_a_removed_file_is_let_go_with_the_next_opened(tmp_path):
     for path in (first, second):
         path.write_bytes(b"some bytes")
     reader = ShardReader()
-    reader.read(first, [0], [4])
+    reader.read(Members(first, [0], [4]))
     first.unlink()
-    assert bytes(reader.read(first, [5], [5])[0]) == b"bytes"
-    reader.read(second, [0], [4])
+    assert bytes(reader.read(Members(first, [5], [5]))[0]) == b"bytes"
+    reader.read(Members(second, [0], [4]))
     assert list(reader._files) == [second], "an open descriptor keeps a removed file's bytes on disk"
