@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.bench.common import write_csv
+from infra.bench.variants import read, with_model
 from infra.cli.common import Common, Device, absolute, pick_device
 from infra.console import print_json, print_table, progress
 from shards.atomic import write_atomically
@@ -21,7 +22,6 @@ from shards.atomic import write_atomically
 if TYPE_CHECKING:
     import torch
 
-    from models.lewm import LeWMConfig
     from shards.dataset import Dataset
     from trainers.config import TrainConfig
 
@@ -85,10 +85,17 @@ def run(args: Args) -> None:
     rows = []
     with progress("lambda", len(args.weights) * args.steps, "steps") as bar:
         for number, weight in enumerate(args.weights):
-            config = replace(base, model=_weighted(base, weight))
             folder = place / f"{weight:g}"
             done, note = number * args.steps, f"weight {weight:g}"
-            rows.append(measure(config, dataset, folder, device, lambda step, d=done, n=note: bar.update(d + step, n)))
+            rows.append(
+                measure(
+                    _weighted(base, weight),
+                    dataset,
+                    folder,
+                    device,
+                    lambda step, d=done, n=note: bar.update(d + step, n),
+                )
+            )
     if args.csv is not None:
         write_csv(args.csv, [asdict(row) for row in rows])
     if args.json:
@@ -110,14 +117,11 @@ def measure(
     config: "TrainConfig", dataset: "Dataset", folder: Path, device: "torch.device", on_step: Callable[[int], None]
 ) -> Row:
     """Train `config` in `folder`, or go on there, and read the latents of held-out episodes."""
-    import numpy as np
     import torch
 
     from models.diagnostics import effective_rank
     from trainers.checkpoint import LocalSink
-    from trainers.evaluation.latents import encode_episodes, held_out, model_encoder
-    from trainers.evaluation.probes import ProbeData, linear_probe
-    from trainers.evaluation.probing import window_spacing
+    from trainers.evaluation.latents import held_out
     from trainers.evaluation.scorecard import mean_r2
     from trainers.loop import fit, null_value
     from trainers.rundir import load_model
@@ -132,16 +136,7 @@ def measure(
     weights = sink.latest()
     assert weights is not None
     model = load_model(config.model, weights, device)
-    train, (test, _) = dataset.indices("train"), held_out(dataset)
-    states = {int(i): dataset.state(int(i)) for i in (*train, *test)}
-    encoders, stride = {"lewm": model_encoder(model)}, 2
-    fit_on, score_on = (
-        encode_episodes(dataset, part, config.model, encoders, stride=stride)["lewm"] for part in (train, test)
-    )
-    spacing = window_spacing(config.model.frame_skip, stride)
-    scores = linear_probe(
-        ProbeData.of(fit_on, score_on, states, dataset.columns, window=3, spacing=spacing), bootstraps=1
-    ).scores
+    scores, latents = read(model, config.model, dataset)
     observable = [score for score in scores if score.observable != "hidden" and score.r2 == score.r2]
     least = min(observable, key=lambda score: score.r2)
     row = Row(
@@ -149,12 +144,12 @@ def measure(
         r2_mean=mean_r2(scores),
         r2_least=least.r2,
         least=least.target,
-        effective_rank=effective_rank(torch.from_numpy(np.concatenate([each.features for each in score_on]))),
+        effective_rank=effective_rank(torch.from_numpy(latents)),
         latent_dim=config.model.latent_dim,
         prediction=summary.metrics["train/prediction"],
         regularizer=summary.metrics["train/regularizer"],
         regularizer_null=null_value(config.model, config.batch_size),
-        held_out_episodes=len(test),
+        held_out_episodes=len(held_out(dataset)[0]),
         environment=dataset.environment,
         preset=config.preset,
         regularizer_kind=config.model.regularizer.kind,
@@ -165,5 +160,5 @@ def measure(
     return row
 
 
-def _weighted(base: "TrainConfig", weight: float) -> "LeWMConfig":
-    return replace(base.model, regularizer=replace(base.model.regularizer, weight=weight))
+def _weighted(base: "TrainConfig", weight: float) -> "TrainConfig":
+    return with_model(base, regularizer=replace(base.model.regularizer, weight=weight))

@@ -1,7 +1,5 @@
 """The sweep of lambda measures every weight once, goes on where it stood, and tells collapse from none."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -17,7 +15,7 @@ def dataset(tmp_path_factory):
 
 def weighted(dataset, weight, **changes):
     config = tiny_config(dataset.path, **({"stop_step": 60, "checkpoint_every": 30, "validate_every": 60} | changes))
-    return replace(config, model=sweep._weighted(config, weight))
+    return sweep._weighted(config, weight)
 
 
 def test_a_weight_is_measured_once_and_its_row_kept(dataset, tmp_path):
