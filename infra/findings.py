@@ -249,6 +249,54 @@ def one_parameter(tables: Tables) -> Finding | None:
     return Finding(figure, _hardware(rows), verdict)
 
 
+def mixture_prior(tables: Tables) -> Finding | None:
+    """Mean R2 of every task with a mixture of Gaussians and with one, on the same seeds."""
+    rows = tables.rows("mixture")
+    if not rows:
+        return None
+    shown, gains = [], []
+    for task, some in _grouped(rows, "environment"):
+        targets = dict(_grouped(some, "target"))
+        means = {name: mean(float(row["r2_mean"]) for row in each) for name, each in targets.items()}
+        shown.append(f"{task}: " + ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
+        one = {row["seed"]: float(row["r2_mean"]) for row in targets["one Gaussian"]}
+        gains += [float(row["r2_mean"]) - one[row["seed"]] for row in targets["mixture"]]
+    seeds = len({row["seed"] for row in rows})
+    trained = f"{seeds} training seeds, {rows[0]['training_steps']} steps of `{rows[0]['preset']}`"
+    figure = f"mean R2 {'; '.join(shown)}. {trained}"
+    better = sum(gain > 0 for gain in gains)
+    verdict = f"better in {better} of {len(gains)} pairs of task and seed, by {mean(gains):+.3f} on average"
+    return Finding(figure, _hardware(rows), f"met: {verdict}" if better == len(gains) else f"not met: {verdict}")
+
+
+def remembering(tables: Tables) -> Finding | None:
+    """Mean R2 over quantities at blank frames and at all, by three models on the same seeds."""
+    rows = tables.rows("memory")
+    if not rows:
+        return None
+    scores = {
+        key: {seed: mean(float(row["r2"]) for row in each) for seed, each in _grouped(some, "seed")}
+        for key, some in _grouped(rows, lambda row: f"{row['frames']}/{row['model']}")
+    }
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    shown = [
+        f"{where} frames: " + ", ".join(f"{name} {mean(scores[f'{where}/{name}'].values()):.2f}" for name in models)
+        for where in ("blank", "all")
+    ]
+    memory = scores["blank/recurrent memory"]
+    beaten = [name for name in models if all(value > scores[f"blank/{name}"][seed] for seed, value in memory.items())]
+    figure = (
+        f"mean R2 at {'; at '.join(shown)}. {float(rows[0]['masked']):.0%} of frames blank, {len(memory)} training "
+        f"seeds, {rows[0]['training_steps']} steps of `{rows[0]['preset']}` on {rows[0]['environment']}"
+    )
+    others = [name for name in models if name != "recurrent memory"]
+    lost = [name for name in others if name not in beaten]
+    verdict = (
+        f"not met: not above {' and '.join(lost)} in every seed" if lost else "met, at blank frames, in every seed"
+    )
+    return Finding(figure, _hardware(rows), verdict)
+
+
 def straightness(tables: Tables) -> Finding | None:
     """Mean cosine between successive latent velocities, on held-out windows."""
     rows = tables.rows("validation", metric="val/latents/straightness")

@@ -8,7 +8,17 @@ import pytest
 from infra.bench.claims import DOCS, page
 from infra.bench.common import update_csv
 from infra.claims import GROUPS
-from infra.findings import Tables, beats_collection, one_parameter, probes, returns, success, surprise
+from infra.findings import (
+    Tables,
+    beats_collection,
+    mixture_prior,
+    one_parameter,
+    probes,
+    remembering,
+    returns,
+    success,
+    surprise,
+)
 
 CARTPOLE = "dmc/cartpole-swingup"
 
@@ -107,6 +117,43 @@ def test_the_sweep_says_what_the_term_is_worth(tmp_path):
     found = one_parameter(write(tmp_path, "lambda", rows))
     assert found is not None
     assert found.verdict == "R2 0.10 without the term, 0.60 to 0.80 with it; best at 0.05"
+
+
+def test_a_mixture_is_better_only_where_every_pair_is(tmp_path):
+    about = {"training_steps": 1000, "preset": "tiny", "hardware": "1 core"}
+
+    def found(second):
+        rows = [
+            {"environment": task, "target": target, "seed": seed, "r2_mean": value, **about}
+            for task in ("a", "b")
+            for seed, pair in ((0, (0.5, 0.6)), (1, (0.5, second)))
+            for target, value in zip(("one Gaussian", "mixture"), pair, strict=True)
+        ]
+        finding = mixture_prior(write(tmp_path, "mixture", rows))
+        assert finding is not None
+        return finding.verdict
+
+    assert found(0.7) == "met: better in 4 of 4 pairs of task and seed, by +0.150 on average"
+    assert found(0.4) == "not met: better in 2 of 4 pairs of task and seed, by +0.000 on average"
+
+
+def test_a_memory_must_beat_both_in_every_seed(tmp_path):
+    about = {"training_steps": 9, "preset": "tiny", "hardware": "1 core", "masked": 0.5, "environment": CARTPOLE}
+
+    def found(stacked):
+        rows = [
+            {"model": model, "frames": frames, "quantity": quantity, "seed": seed, "r2": r2, **about}
+            for frames in ("all", "blank")
+            for seed in (0, 1)
+            for quantity in ("x", "v")
+            for model, r2 in (("single frame", 0.0), ("three stacked frames", stacked[seed]), ("recurrent memory", 0.5))
+        ]
+        finding = remembering(write(tmp_path, "memory", rows))
+        assert finding is not None
+        return finding.verdict
+
+    assert found((0.3, 0.4)) == "met, at blank frames, in every seed"
+    assert found((0.3, 0.6)) == "not met: not above three stacked frames in every seed"
 
 
 def test_rows_of_a_run_replace_its_own_and_no_others(tmp_path):
