@@ -1,8 +1,8 @@
 """Run a command, and again when it fails: `python -m infra.retry TIMES COMMAND ...`, the entry point of a job.
 
 A Ray job runs its command once. Collection and training go on where they stood when the same command is given again,
-so that is done here, after a pause that doubles. Bad input (2) and an interruption (130) are not tried again. A signal
-goes to the command, and ends both.
+so that is done here, after a pause that doubles. Bad input and a run that diverged (2) and an interruption (130, 143)
+are not tried again. A signal goes to the command, and ends both.
 """
 
 import signal
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from types import FrameType
 
-FINAL = (0, 2, 130)
+FINAL = (0, 2, 130, 143)
 PAUSES = (5.0, 300.0)
 """Before the first retry, and at most."""
 

@@ -36,6 +36,10 @@ class TrainingFailed(RuntimeError):
     """The Ray Train job ended with an error; the message is the first line of its cause."""
 
 
+class TrainingDiverged(TrainingFailed):
+    """The loss stopped being finite, which it would again."""
+
+
 class _Board:
     """Holds the newest progress line until the driver asks for it, and at the end the summary, or why there is none."""
 
@@ -105,7 +109,7 @@ def train_on_ray(
         watcher.join()
     end = ray.get(board.read.remote())[1]
     if isinstance(end, str):
-        raise TrainingFailed(end)
+        raise TrainingDiverged(end)
     assert end is not None
     return end
 

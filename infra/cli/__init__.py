@@ -8,6 +8,7 @@ has a dictionary `VERBS` instead. A mistake of the user is one line on standard 
 import importlib
 import io
 import os
+import signal
 import sys
 from contextlib import redirect_stderr
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ from typing import Any
 
 from infra.cli.common import Verb
 from infra.cli.errors import Failed, one_line
+from infra.cli.signals import Terminated
 
 HELP = {
     "demo": "the whole line in a few minutes: collect, train, probe, plan, register",
@@ -59,9 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     verb, *rest = arguments
     try:
         return _dispatch(verb, rest)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"lewm {verb}: interrupted", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -19,6 +19,7 @@ from collectors.policies import AnyPolicy, ExpertConfig, PolicyName, named_polic
 from infra.cli import parse_args
 from infra.cli.common import Common, absolute
 from infra.cli.errors import Failed
+from infra.cli.signals import Terminated
 from infra.cluster import prepare_driver
 from infra.console import collection_note, print_json, print_table, progress, say
 from shards.codec import Encoding
@@ -74,10 +75,6 @@ class Args(Common):
     """Dataset directory; <home>/data/<task>-<seed> unless given."""
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM."""
-
-
 def parse(program: str, words: list[str]) -> Args:
     """A file given by --from decides the defaults, so it is read before everything else."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -105,10 +102,10 @@ def parse(program: str, words: list[str]) -> Args:
     return parse_args(Args, program, words, default=default)
 
 
-def run(args: Args) -> int | None:
+def run(args: Args) -> None:
     if args.list:
         _print_environments(args.json)
-        return None
+        return
     config = _config(args)
     prepare_driver(args.address)
     name = config.env.name.split("/")[-1]
@@ -125,14 +122,12 @@ def run(args: Args) -> int | None:
             )
         except CollectionFailed as error:
             raise Failed(str(error)) from error
-        except KeyboardInterrupt as stop:
+        except KeyboardInterrupt:
             say(f"what is complete is in {out}; the same command goes on from there")
-            if isinstance(stop, _Terminated):
-                return 128 + signal.SIGTERM
             raise
     if args.json:
         print_json(summary)
-        return None
+        return
     rows = [
         ("episodes", f"{summary.episodes:,} ({summary.existing:,} were there)"),
         ("frames recorded", f"{summary.frames:,}"),
@@ -149,7 +144,6 @@ def run(args: Args) -> int | None:
     if args.per_actor:
         lines = [(str(each.worker), each.host, f"{each.episodes:,}", f"{each.frames:,}") for each in summary.actors]
         print_table("Actors", ("actor", "host", "episodes", "frames"), lines)
-    return None
 
 
 @contextmanager
@@ -164,7 +158,7 @@ def _interruptible() -> Iterator[None]:
             os.write(2, b"\nstopping: what is complete is committed first; once more, and it is dropped\n")
         elif time.monotonic() - first < _SAME_SECONDS:
             return
-        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     heeded = [number for number, handler in before.items() if handler is not signal.SIG_IGN]

@@ -10,6 +10,7 @@ import tyro
 from infra.cli import parse_args
 from infra.cli.common import Common, absolute, location, pick_device
 from infra.cli.errors import Failed
+from infra.cli.signals import sigterm_interrupts
 from infra.console import print_json, print_table, progress, say, training_note
 from infra.home import Home, find_run
 from trainers.config import TrainConfig, load_train_config, train_preset
@@ -47,7 +48,7 @@ class Args(Common):
 def parse(program: str, words: list[str]) -> Args:
     """The preset or the file decides the defaults, so they are read before everything else."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--preset", default="tiny")
+    first.add_argument("--preset")
     first.add_argument("--from", dest="source", type=Path)
     first.add_argument("--resume", default="")
     first.add_argument("--home", type=Path)
@@ -55,12 +56,17 @@ def parse(program: str, words: list[str]) -> Args:
         known, _ = first.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from error
+    if known.preset and (known.source or known.resume):
+        other = f"--from {known.source}" if known.source else f"--resume {known.resume}"
+        raise ValueError(f"give --preset {known.preset} or {other}, not both: either decides the whole configuration")
     if known.resume:
         if known.source is not None:
             raise ValueError(f"give --resume {known.resume} or --from {known.source}, not both")
         base = find_run(known.resume, Home.find(known.home)).config
     else:
-        base = load_train_config(absolute(known.source)) if known.source is not None else _preset(known.preset)
+        base = (
+            load_train_config(absolute(known.source)) if known.source is not None else _preset(known.preset or "tiny")
+        )
     args: Args = parse_args(Args, program, words, default=Args(config=base))
     return replace(args, config=replace(args.config, data=location(args.config.data)))
 
@@ -70,7 +76,7 @@ def run(args: Args) -> None:
     from infra import workflows
     from infra.cluster import prepare_driver
     from shards.dataset import Dataset
-    from trainers.ray_train import TrainingFailed
+    from trainers.ray_train import TrainingDiverged, TrainingFailed
 
     config = replace(args.config, device=pick_device(args.config.device))
     environment = Dataset.open(config.data).environment
@@ -85,7 +91,7 @@ def run(args: Args) -> None:
     prepare_driver(args.address)
     ensure_ray(args.address)
     say(f"training {name} for {config.stop_step:,} steps of {config.batch_size} windows")
-    with progress("train", config.stop_step, "steps") as bar:
+    with progress("train", config.stop_step, "steps") as bar, sigterm_interrupts():
         try:
             trained = workflows.train(
                 config,
@@ -97,6 +103,9 @@ def run(args: Args) -> None:
             )
         except ConnectionError as error:
             raise Failed(str(error)) from error  # it may pass, so that a job tries again
+        except TrainingDiverged as error:
+            # Another attempt would diverge again: as bad input, it is not for a job to try.
+            raise ValueError(f"run {name}: {error}") from error
         except TrainingFailed as error:
             raise Failed(f"run {name}: {error}; what was saved is in {home.runs / name}") from error
         except KeyboardInterrupt:

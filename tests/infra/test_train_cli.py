@@ -7,8 +7,10 @@ import pytest
 
 from infra.cli import main
 from infra.cli.train import parse
+from infra.retry import FINAL
 from tests.helpers import make_dataset
 from tests.trainers.helpers import tiny_config
+from trainers.ray_train import TrainingDiverged, TrainingFailed
 from trainers.rundir import Run, RunRecord
 
 
@@ -33,6 +35,25 @@ def test_resume_refuses_what_does_not_fit(run, tmp_path):
         parse("lewm train", ["--home", str(tmp_path / "home"), "--resume", "two"])
     with pytest.raises(ValueError, match="not both"):
         parse("lewm train", ["--resume", str(run.path), "--from", str(run.path / "config.json")])
+
+
+def test_a_preset_beside_a_whole_configuration_is_refused(run):
+    for other in (["--from", str(run.path / "config.json")], ["--resume", str(run.path)]):
+        with pytest.raises(ValueError, match=r"give --preset article or --(from|resume) .*, not both"):
+            parse("lewm train", [*other, "--preset", "article"])
+
+
+@pytest.mark.parametrize(("error", "code"), [(TrainingDiverged, 2), (TrainingFailed, 1)])
+def test_a_job_does_not_try_again_what_would_diverge_again(error, code, run, monkeypatch, capsys):
+    def train(*_, **__):
+        raise error("Diverged: the loss is nan at step 9")
+
+    monkeypatch.setattr("collectors.cluster.ensure_ray", lambda address: None)
+    monkeypatch.setattr("infra.cluster.prepare_driver", lambda address: None)
+    monkeypatch.setattr("infra.workflows.train", train)
+    assert main(["train", "--resume", str(run.path)]) == code
+    assert "run one: Diverged: the loss is nan at step 9" in capsys.readouterr().err
+    assert (code in FINAL) == (error is TrainingDiverged)
 
 
 @pytest.mark.parametrize("workers", ["0", "4..2", "two", "1..", "-1"])
