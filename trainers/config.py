@@ -72,8 +72,10 @@ class TrainConfig:
     """Shards whose windows are kept together, for data that is fetched by the shard; 0 shuffles over all."""
     log_every: int = 25
     validate_every: int = 500
+    """Steps between validations; there is one with every checkpoint, too."""
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    """The newest so many are kept, and beside them the one with the lowest val/prediction_over_copy."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "stop_step", "prefetch", "decode_threads", "log_every", "validate_every"):

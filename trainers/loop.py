@@ -109,6 +109,7 @@ def fit(
             last = step == config.stop_step
             every = (config.log_every, config.validate_every, config.checkpoint_every)
             log, check, save = (last or step % interval == 0 for interval in every)
+            check = check or save  # the best checkpoint is told by what was measured at its step
             if not (log or check or save):
                 continue
             learner.check_finite()

@@ -1,5 +1,6 @@
 """The loop on a small synthetic dataset: it learns, resumes bit for bit, stops on NaN and records what it says."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from tests.helpers import make_dataset
 from tests.trainers.helpers import random_config, tiny_config, weights
 from trainers import loop
-from trainers.checkpoint import LocalSink
+from trainers.checkpoint import BEST, LocalSink, complete_checkpoints
 from trainers.config import OptimConfig, TrainConfig
 from trainers.learner import Diverged, Learner
 from trainers.loop import build_model, fit, null_value
@@ -93,6 +94,13 @@ def test_a_resumed_run_equals_one_left_alone(data, tmp_path):
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_every_checkpoint_is_judged_whatever_the_intervals(data, tmp_path):
+    run(tiny_config(data, stop_step=13, validate_every=4, checkpoint_every=3, keep_checkpoints=9), tmp_path)
+    kept = complete_checkpoints(tmp_path / "checkpoints")
+    assert [json.loads((path / "state.json").read_text())["step"] for path in kept] == [3, 6, 9, 12, 13]
+    assert all(BEST in json.loads((path / "state.json").read_text())["metrics"] for path in kept)
 
 
 def test_resuming_takes_the_threads_of_the_run_and_refuses_others(data, tmp_path, monkeypatch):
