@@ -129,6 +129,23 @@ def test_intervals_narrow_with_episodes_and_not_with_frames():
     assert width(400, 10) < 0.5 * width(10, 10)
 
 
+def test_a_quantity_that_only_training_episodes_move_has_no_score():
+    rng = np.random.default_rng(0)
+
+    def rows(scale):
+        y = rng.normal(size=(200, 2)) * [1, scale]
+        return Rows(y + rng.normal(size=y.shape) * 0.1, y, np.repeat(np.arange(10), 20))
+
+    def r2(scale):
+        names = (("moved", "one_frame"), ("still", "one_frame"))
+        return [score.r2 for score in linear_probe(ProbeData(names, rows(1.0), rows(scale)), bootstraps=1).scores]
+
+    assert min(r2(1.0)) > 0.9
+    moved, still = r2(0.01)
+    assert moved > 0.9
+    assert np.isnan(still)
+
+
 def test_a_quantity_that_does_not_vary_has_no_score():
     def still(state):
         state[:, 0] = 3.0

@@ -20,6 +20,9 @@ STRENGTHS = np.logspace(-6, 1, 15)
 """Ridge strengths tried, in units of the number of training rows (features have unit variance)."""
 _CONSTANT = 1e-6
 """A target whose standard deviation is below this share of its size does not vary: float32 holds no more."""
+_STILL = 0.05
+"""Nor does one that varies on held-out episodes by less than this share of what it does on training ones, such as an
+object that is touched in training episodes alone: R2 would be its error in units of next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,8 @@ class ProbeScore:
     """One target's result on held-out episodes. Pairs `low`, `high` bound 95 % bootstrap intervals: `low` and `high`
     themselves that of R2.
 
-    All are NaN for a target that does not vary on the held-out or the training episodes. `strength` is the ridge's, and
-    None for other probes.
+    All are NaN for a target that does not vary, or hardly, on the held-out or the training episodes. `strength` is the
+    ridge's, and None for other probes.
     """
 
     target: str
@@ -113,6 +116,7 @@ class ProbeData:
         values = _statistics(sums.sum(axis=0), variance)  # (3, targets): r2, r, mse
         bounds = np.percentile(_statistics(resampled, variance), [2.5, 97.5], axis=1)  # (2, 3, targets)
         varies = _varies(self.train.y) & _varies(self.test.y)
+        varies &= self.test.y.std(axis=0) > _STILL * self.train.y.std(axis=0)
         values, bounds = np.where(varies, values, np.nan), np.where(varies, bounds, np.nan)
         return tuple(
             ProbeScore(
